@@ -1,0 +1,118 @@
+"""Where data lies: ``$KDBENCH_DATA``, else the user's cache, else its public origin; every file against its checksum."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdbench.catalog import families
+from kdbench.errors import DataError, unknown
+from kdbench.hashing import digest, file_digest
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a data set."""
+
+    sha256: str
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as a family's ``datasets.yaml`` describes it."""
+
+    name: str
+    family: str
+    title: str
+    licence: str
+    generated: bool = False
+    folder: str = ""
+    source: str = ""
+    how: str = ""
+    files: dict[str, File] = field(default_factory=dict)
+
+    def places(self) -> list[Path]:
+        """Folders to look in, in order."""
+        home = os.environ.get("KDBENCH_DATA")
+        return [Path(root) / self.folder for root in (home, cache_root()) if root]
+
+    def state(self, name: str) -> tuple[str, Path | None]:
+        """``present``, ``corrupt`` or ``missing``, and where the file is."""
+        for place in self.places():
+            path = place / name
+            if path.is_file():
+                return ("present" if file_digest(path) == self.files[name].sha256 else "corrupt"), path
+        return "missing", None
+
+
+def cache_root() -> Path:
+    """The user's cache for downloaded data (``$KDBENCH_CACHE`` moves it)."""
+    own = os.environ.get("KDBENCH_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kdbench"
+
+
+@functools.cache
+def datasets() -> dict[str, Dataset]:
+    """Every data set of every family, by name."""
+    import importlib.util
+
+    found: dict[str, Dataset] = {}
+    for family, package in families().items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(folder) / "datasets.yaml"
+            content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
+            for name, entry in content.items():
+                files = {file: File(**told) for file, told in entry.pop("files", {}).items()}
+                found[name] = Dataset(name=name, family=family, files=files, **entry)
+    return found
+
+
+def dataset(name: str) -> Dataset:
+    """The data set of that name."""
+    if name not in datasets():
+        raise unknown("data set", name, datasets())
+    return datasets()[name]
+
+
+def fetch(name: str, wanted: Sequence[str] = ()) -> tuple[dict[str, Path], str]:
+    """Paths of a data set's files (all, or those ``wanted``) and the SHA-256 fingerprint over them.
+
+    Raises :class:`DataError` for a file whose checksum is wrong, or which is not here and cannot be downloaded.
+    """
+    info = dataset(name)
+    paths: dict[str, Path] = {}
+    for file in wanted or info.files:
+        state, path = info.state(file)
+        if state == "corrupt":
+            assert path is not None
+            raise DataError(
+                f"{path} is corrupt: its SHA-256 is {file_digest(path)}, not {info.files[file].sha256}. "
+                "Delete it and fetch it again."
+            )
+        paths[file] = path or _download(info, file)
+    return paths, digest({file: info.files[file].sha256 for file in paths})
+
+
+def _download(info: Dataset, file: str) -> Path:
+    told = info.files[file]
+    where = " or ".join(str(place) for place in info.places())
+    missing = f"Data set '{info.name}' lacks {file} (looked in {where}). {info.how} See 'kdbench data {info.name}'."
+    if not os.environ.get("KDBENCH_DATA"):
+        missing += " KDBENCH_DATA is not set; it names the folder that holds the data sets."
+    if told.url is None or os.environ.get("KDBENCH_OFFLINE"):
+        raise DataError(missing)
+    import pooch
+
+    try:
+        got = pooch.retrieve(told.url, known_hash=f"sha256:{told.sha256}", fname=file, path=cache_root() / info.folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{missing} Downloading it failed: {error}") from None
+    return Path(got)

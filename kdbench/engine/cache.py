@@ -1,0 +1,102 @@
+"""The teacher cache: every output of a frozen teacher for every row of the data, in one memory map."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from kdbench.errors import StaleCacheError
+from kdbench.hashing import digest, write_atomic
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What a cached row depends on; any difference makes another cache."""
+
+    teacher: str
+    """SHA-256 of the teacher's weights and architecture."""
+    outputs: tuple[str, ...]
+    """Names of the outputs, in order."""
+    data: str
+    """Fingerprint of the data."""
+    rows: int
+    """Number of rows."""
+    view_seed: int | None = None
+    """Seed of the replayed augmentation; None when the view is fixed."""
+    dtype: str = "float32"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all parts."""
+        return digest({**asdict(self), "outputs": list(self.outputs)})
+
+
+class TeacherCache:
+    """Rows of named outputs, stored side by side so that one row is one contiguous read.
+
+    The map holds ``[rows, sum of widths]`` values of ``key.dtype``; an output of shape ``[rows, *s]`` takes ``prod(s)``
+    columns. float32 rows come back bit for bit.
+    """
+
+    def __init__(self, folder: Path, key: CacheKey) -> None:
+        """Open a finished cache. Raises :class:`StaleCacheError` when it was written for another key."""
+        manifest = json.loads((folder / "cache.json").read_text())
+        if manifest["key"] != key.hash:
+            differs = [name for name, value in asdict(key).items() if _plain(value) != manifest["parts"].get(name)]
+            raise StaleCacheError(
+                f"The teacher cache in {folder} was made for another {', '.join(differs) or 'key'}; "
+                "delete the folder to make it again."
+            )
+        self.key = key
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+        self._widths = [math.prod(shape) for shape in self.shapes.values()]
+        data = np.memmap(folder / "rows.bin", dtype=key.dtype, mode="c", shape=(key.rows, sum(self._widths)))
+        self._rows = torch.from_numpy(data)
+
+    @classmethod
+    def ensure(cls, root: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> TeacherCache:
+        """Open the cache of ``key`` under ``root``, first writing it from ``chunks`` (rows in order) if it is not there.
+
+        A lock keeps two processes from writing it twice; a killed writer leaves nothing that opens.
+        """
+        folder = root / key.hash[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / "cache.json").exists():
+                cls._write(folder, key, chunks)
+        return cls(folder, key)
+
+    @staticmethod
+    def _write(folder: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> None:
+        shapes: dict[str, tuple[int, ...]] = {}
+        rows = 0
+        with (folder / "rows.bin").open("wb") as stream:
+            for chunk in chunks:
+                if tuple(chunk) != key.outputs:
+                    raise StaleCacheError(f"The teacher gives {', '.join(chunk)}; the cache is for {', '.join(key.outputs)}.")
+                shapes = {name: tuple(value.shape[1:]) for name, value in chunk.items()}
+                flat = torch.cat([value.detach().cpu().flatten(1) for value in chunk.values()], dim=1)
+                stream.write(np.ascontiguousarray(flat.numpy(), dtype=key.dtype).tobytes())
+                rows += len(flat)
+        if rows != key.rows:
+            raise StaleCacheError(f"The teacher gave {rows} rows for data of {key.rows}.")
+        parts = {name: _plain(value) for name, value in asdict(key).items()}
+        write_atomic(folder / "cache.json", json.dumps({"key": key.hash, "parts": parts, "shapes": shapes}, indent=1))
+
+    def read(self, rows: Tensor) -> dict[str, Tensor]:
+        """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``."""
+        block = self._rows.index_select(0, rows)
+        parts = block.split(self._widths, dim=1)
+        return {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

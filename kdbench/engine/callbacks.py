@@ -1,0 +1,85 @@
+"""Lightning callbacks of the protocol: streams per epoch, selection on validation, curves, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from kdbench.engine.seeds import axis
+
+
+class EpochStreams(pl.Callback):
+    """Seeds torch at the start of every epoch from (run seed, epoch), so that resuming needs no saved random state."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        torch.manual_seed(axis(self.seed, "training", trainer.current_epoch, trainer.global_rank))
+
+
+class Selection(pl.Callback):
+    """Keeps the student's weights of the best validation, in memory and in the checkpoint. Ties go to the earlier epoch."""
+
+    def __init__(self, metric: str, mode: str = "max") -> None:
+        self.metric, self.mode = metric, mode
+        self.epoch, self.value = -1, float("nan")
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics[f"val/{self.metric}"])
+        better = value > self.value if self.mode == "max" else value < self.value
+        if self.epoch < 0 or better:
+            self.epoch, self.value = trainer.current_epoch, value
+            state: dict[str, Tensor] = module.student.state_dict()  # type: ignore[operator, union-attr, assignment]
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch, self.value, self.weights = state_dict["epoch"], state_dict["value"], state_dict["weights"]
+
+
+class Curves(pl.Callback):
+    """Collects every logged value at each validation, and the seconds spent; both survive a resume."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {"epoch": []}
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:  # type: ignore[operator]
+            return
+        self.values["epoch"].append(float(trainer.current_epoch))
+        for name, value in trainer.callback_metrics.items():
+            if "/" in name:
+                self.values.setdefault(name, []).append(float(value))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.values, self.seconds = state_dict["values"], state_dict["seconds"]
+
+
+class Progress(pl.Callback):
+    """Reports ``(epochs done, epochs in all, newest validation value)`` after each epoch."""
+
+    def __init__(self, report: Callable[[int, int, float | None], None], metric: str) -> None:
+        self.report, self.metric = report, metric
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(f"val/{self.metric}")
+        self.report(trainer.current_epoch + 1, trainer.max_epochs or 0, None if value is None else float(value))

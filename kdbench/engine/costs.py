@@ -1,0 +1,116 @@
+"""What a run costs: parameters, floating-point operations, latency, peak memory; and what it ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import kdbench
+
+PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "torch-geometric", "transformers", "peft", "numpy", "scipy")
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops(forward: Callable[[], Any]) -> int:
+    """Floating-point operations of one forward pass as torch's FlopCounterMode counts them (dense products only)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return int(counter.get_total_flops())
+
+
+def latency_ms(forward: Callable[[], Any], device: torch.device, repeats: int = 15) -> float:
+    """Median milliseconds of one forward pass after three to warm up."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        forward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    with torch.no_grad():
+        for _ in range(3):
+            once()
+        return 1e3 * statistics.median(once() for _ in range(repeats))
+
+
+class PeakMemory:
+    """Peak memory of this process between :meth:`start` and :meth:`bytes`: CUDA's own count, else Linux's resident peak."""
+
+    def start(self) -> None:
+        """Forget earlier peaks."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            self._resets = True
+        except OSError:
+            self._resets = False
+
+    def bytes(self) -> int | None:
+        """The peak since :meth:`start`; None where the system cannot reset it."""
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return int(torch.cuda.max_memory_allocated())
+        if not self._resets:
+            return None
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of kdbench, Python and the packages that numbers depend on."""
+    found = {"kdbench": kdbench.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Processor, cores, threads, memory and accelerator."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
+        "os": platform.platform(terse=True),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout that kdbench runs from; None for both outside one."""
+    here = Path(kdbench.__file__).parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    if git("ls-files", "--error-unmatch", "pyproject.toml") is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -1,0 +1,91 @@
+"""What a distillation method is: a Lightning callback that names its loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+
+from kdbench.engine.stages import Stage
+from kdbench.engine.teachers import Outputs, Teacher
+
+if TYPE_CHECKING:
+    from kdbench.engine.task import Task
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Row shapes of the tapped student features and of the teacher's outputs, for sizing what a method trains."""
+
+    student: Mapping[str, tuple[int, ...]]
+    teacher: Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Step:
+    """What a method sees of one training step. All tensors are aligned with the rows of the batch."""
+
+    batch: Any
+    targets: Tensor
+    output: Outputs
+    """The student's outputs (``logits`` and what else the family names)."""
+    features: Outputs
+    """The tapped student features, by alias."""
+    teachers: Mapping[str, Teacher]
+    epoch: int
+    module: pl.LightningModule
+
+    @cached_property
+    def teacher(self) -> Outputs:
+        """The outputs of the only teacher for this batch; computed on first use."""
+        (teacher,) = self.teachers.values()
+        return teacher(self.batch)
+
+
+class Method(pl.Callback):
+    """Base of every method. A method lives in one file with its ``Hyperparameters`` dataclass.
+
+    Class attributes: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen, ema, co-trained, several) and
+    ``kinds`` (kinds of task it runs on; empty for all of the family). All of Lightning's hooks are available beside
+    those below.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
+    kinds: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def stages(self, task: Task) -> Sequence[Stage]:
+        """Stages to finish before the student is trained, in order; they may need the task's own stages by name."""
+        return ()
+
+    def taps(self, student: nn.Module) -> Mapping[str, str]:
+        """Student features to read: alias -> module path."""
+        return {}
+
+    def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
+        """Networks trained beside the student: optimised, checkpointed and moved with it, never deployed."""
+        return {}
+
+    def companions(self) -> Sequence[pl.Callback]:
+        """Further callbacks that the method is made of."""
+        return ()
+
+    def teachers(self, task: Task) -> Mapping[str, Teacher]:
+        """Teachers by name. By default the task's frozen teacher, unless the method has none."""
+        return {} if self.teacher == "none" else {"teacher": task.teacher()}
+
+    def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
+        """Named loss terms (scalars), added to the task's own."""
+        return {}
+
+    def weights(self, step: Step) -> Mapping[str, Tensor | float]:
+        """Weight of each term by name, the task's own terms included; 1 where none is given."""
+        return {}

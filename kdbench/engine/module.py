@@ -1,0 +1,105 @@
+"""The one LightningModule under every task family: student, task loss, and the named terms of a method."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from kdbench.config import Optimizer
+from kdbench.engine.method import Method, Step
+from kdbench.engine.taps import Taps
+from kdbench.engine.teachers import Outputs, Teacher
+from kdbench.errors import NonFiniteLossError
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+class DistillationModule(pl.LightningModule):
+    """``L = Σ_k w_k · L_k`` over the task's own terms and the method's, each logged as ``train/<name>``.
+
+    A family defines what a batch, an output, the task's loss and its metrics are; everything else is here.
+    """
+
+    def __init__(self, student: nn.Module, optimizer: Optimizer) -> None:
+        super().__init__()
+        self.student = student
+        self.method_modules = nn.ModuleDict()
+        self.optimizer_options = optimizer
+        self._method: Method | None = None
+        self._teachers: Mapping[str, Teacher] = {}
+        self._taps: Taps | None = None
+
+    @abstractmethod
+    def forward_batch(self, batch: Any) -> Outputs:
+        """The student's outputs for a batch, rows aligned with the batch."""
+
+    @abstractmethod
+    def targets(self, batch: Any) -> Tensor:
+        """The batch's labels."""
+
+    @abstractmethod
+    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
+        """The task's own loss terms by name."""
+
+    @abstractmethod
+    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
+        """Add an evaluation batch to the metrics of ``split``."""
+
+    @abstractmethod
+    def results(self, split: str) -> dict[str, float]:
+        """The metrics of ``split`` over the batches since the last call, which they forget."""
+
+    def rows(self, feature: Tensor, batch: Any) -> Tensor:
+        """The rows of a tapped feature that belong to the batch (all of them by default)."""
+        return feature
+
+    def attach(self, method: Method, teachers: Mapping[str, Teacher], modules: Mapping[str, nn.Module]) -> None:
+        """Give the module its method, the teachers (held, not registered) and the networks trained beside the student."""
+        self._method, self._teachers = method, teachers
+        self._taps = Taps(self.student, method.taps(self.student))
+        self.method_modules.update(modules)
+
+    def observe(self, batch: Any) -> tuple[Outputs, Outputs]:
+        """The student's outputs and tapped features for a batch."""
+        assert self._taps is not None, "attach() comes first"
+        with self._taps as taps:
+            output = self.forward_batch(batch)
+            return output, {alias: self.rows(value, batch) for alias, value in taps.read().items()}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self._method is not None, "attach() comes first"
+        output, features = self.observe(batch)
+        targets = self.targets(batch)
+        step = Step(batch, targets, output, features, self._teachers, self.current_epoch, self)
+        terms = {**self.task_terms(output, targets), **self._method.loss_terms(step)}
+        weights = self._method.weights(step)
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        if not torch.isfinite(total):
+            raise NonFiniteLossError(self.global_step, {name: float(term) for name, term in terms.items()})
+        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        logged |= {f"weight/{n}": w.detach() if isinstance(w, Tensor) else w for n, w in weights.items()}
+        self.log_dict({**logged, "train/loss": total.detach()}, on_step=False, on_epoch=True, batch_size=len(targets))
+        return total
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate("val", self.forward_batch(batch), self.targets(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.results("val").items()})
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate("test", self.forward_batch(batch), self.targets(batch))
+
+    def configure_optimizers(self) -> Any:
+        options = self.optimizer_options
+        more = {"momentum": options.momentum} if options.name == "sgd" else {}
+        optimizer = OPTIMIZERS[options.name](self.parameters(), lr=options.lr, weight_decay=options.weight_decay, **more)
+        if options.schedule == "constant":
+            return optimizer
+        epochs = self.trainer.max_epochs or 1
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]

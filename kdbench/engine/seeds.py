@@ -1,0 +1,29 @@
+"""One number, many independent random streams: the same run seed pairs the arms of a comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+AXES = ("split", "student", "method", "teacher", "data_order", "training", "control")
+
+
+def axis(seed: int, name: str, *more: int) -> int:
+    """The seed of one stream: the first 32 bits of SHA-256("name:seed:more…").
+
+    Every epoch draws from ``axis(seed, "training", epoch)``, so a resumed run repeats the stream of an uninterrupted one.
+    """
+    text = ":".join(map(str, (name, seed, *more)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+@contextmanager
+def seeded(value: int) -> Iterator[None]:
+    """Seed torch inside the block and restore its state after it."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(value)
+        yield

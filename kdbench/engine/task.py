@@ -1,0 +1,112 @@
+"""What a family gives the engine for one kind of task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from kdbench.config import RunConfig
+from kdbench.engine.cache import CacheKey, TeacherCache
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
+from kdbench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a record says about the data, and the row groups that pairing and controls rely on."""
+
+    name: str
+    sha256: str
+    split_sha256: str
+    generated: bool
+    licence: str
+    sizes: Mapping[str, int]
+    rows: int
+    """Rows that a teacher has outputs for."""
+    groups: Tensor
+    """int ``[rows]``: the split that each row belongs to."""
+
+
+class Task(ABC):
+    """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind."""
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        self.config, self.store = config, store
+
+    @property
+    @abstractmethod
+    def facts(self) -> DataFacts:
+        """The data's fingerprint, split and sizes."""
+
+    @abstractmethod
+    def data(self) -> pl.LightningDataModule:
+        """Loaders. ``test_dataloader`` is asked for only when the selected weights are final."""
+
+    @abstractmethod
+    def student(self) -> nn.Module:
+        """A freshly initialised student."""
+
+    @abstractmethod
+    def module(self, student: nn.Module) -> DistillationModule:
+        """The family's LightningModule around a student."""
+
+    @abstractmethod
+    def example(self) -> Any:
+        """One training batch, for shapes and costs."""
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """The stages that make the teacher, in order."""
+
+    @abstractmethod
+    def live_teacher(self) -> FrozenTeacher:
+        """The frozen teacher, from the finished stages."""
+
+    @abstractmethod
+    def batch_of(self, rows: Tensor) -> Any:
+        """The batch that holds these rows, in order and unaugmented."""
+
+    @abstractmethod
+    def rows_of(self, batch: Any) -> Tensor:
+        """Row numbers of a batch (int64 ``[b]``)."""
+
+    @abstractmethod
+    def teacher_facts(self) -> dict[str, Any]:
+        """``kind``, ``description``, ``metrics`` of val and test, and ``predictions`` of the teacher, for the record."""
+
+    @cached_property
+    def cache(self) -> TeacherCache:
+        """The frozen teacher's outputs for every row, written on first use."""
+        teacher, facts = self.live_teacher(), self.facts
+        first = teacher(self.batch_of(torch.arange(1)))
+        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows)
+        size = facts.rows
+        chunks = (teacher(self.batch_of(rows)) for rows in torch.arange(facts.rows).split(size))
+        return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+
+    def teacher(self) -> Teacher:
+        """The task's teacher as the run wants it: live, cached, or replaced by a control."""
+        control, seed = self.config.control, self.config.seed
+        if control == "random_teacher":
+            return RandomTeacher(self.cache, self.rows_of, seed)
+        if control == "shuffled_teacher":
+            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher, shuffled(self.facts.groups, seed))
+        if self.config.teacher.cache:
+            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
+        return self.live_teacher()
+
+    def folder(self, name: str) -> Path:
+        """The folder of a finished stage."""
+        if name not in self.store.results:
+            raise UsageError(f"Stage '{name}' is not in the plan of this run.")
+        return self.store.results[name].folder

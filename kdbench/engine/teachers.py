@@ -1,0 +1,152 @@
+"""Teachers and their lifetimes.
+
+A frozen teacher is no submodule of anything that trains, so it is in no optimiser, checkpoint or DDP wrapper, and
+nothing switches it to train mode. An EMA teacher is a callback, because it moves and must survive a resume.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.cache import TeacherCache
+from kdbench.engine.seeds import axis
+
+Outputs = dict[str, Tensor]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of a module's state, and its printed architecture."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Teacher(ABC):
+    """Gives named outputs whose rows are the rows of a batch."""
+
+    sha256: str
+
+    @abstractmethod
+    def __call__(self, batch: Any) -> Outputs:
+        """Outputs for a batch, each ``[b, *]``, without gradient."""
+
+
+class FrozenTeacher(Teacher):
+    """A network in eval mode without gradients. ``forward(network, batch)`` gives its outputs."""
+
+    def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.sha256 = weights_digest(network)
+        self._forward = forward
+
+    def __call__(self, batch: Any) -> Outputs:
+        device = batch.device if isinstance(batch, Tensor) else next(self.network.parameters()).device
+        self.network.to(device)
+        with torch.no_grad():
+            return self._forward(self.network, batch)
+
+
+class CachedTeacher(Teacher):
+    """The cached rows of a frozen teacher. ``rows(batch)`` gives the row numbers; ``order`` re-maps them (controls)."""
+
+    def __init__(
+        self, cache: TeacherCache, rows: Callable[[Any], Tensor], sha256: str, order: Tensor | None = None
+    ) -> None:
+        self.cache, self.sha256 = cache, sha256
+        self._rows, self._order = rows, order
+        self._last: tuple[Tensor, Outputs] | None = None
+
+    def __call__(self, batch: Any) -> Outputs:
+        rows = self._rows(batch)
+        if self._last is None or not torch.equal(self._last[0], rows):  # full batches ask for the same rows each step
+            at = rows.cpu() if self._order is None else self._order[rows.cpu()]
+            self._last = (rows, {name: value.to(rows.device) for name, value in self.cache.read(at).items()})
+        return self._last[1]
+
+
+class RandomTeacher(Teacher):
+    """Control: outputs drawn once per row from a normal law with each column's own mean and standard deviation."""
+
+    def __init__(self, cache: TeacherCache, rows: Callable[[Any], Tensor], seed: int) -> None:
+        self.sha256 = hashlib.sha256(f"random {cache.key.hash} {seed}".encode()).hexdigest()
+        self._rows = rows
+        generator = torch.Generator().manual_seed(axis(seed, "control"))
+        self._table: Outputs = {}
+        for name, value in cache.read(torch.arange(cache.key.rows)).items():
+            noise = torch.randn(value.shape, generator=generator)
+            self._table[name] = noise * value.std(dim=0, keepdim=True) + value.mean(dim=0, keepdim=True)
+
+    def __call__(self, batch: Any) -> Outputs:
+        rows = self._rows(batch)
+        return {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()}
+
+
+def shuffled(groups: Tensor, seed: int) -> Tensor:
+    """Control: a permutation of the rows inside each group (``groups``: int ``[rows]``, e.g. train, val, test).
+
+    Inside groups, because a tuned teacher's rows are distributed differently on the nodes that it was tuned on.
+    """
+    generator = torch.Generator().manual_seed(axis(seed, "control"))
+    order = torch.arange(len(groups))
+    for group in groups.unique():
+        members = (groups == group).nonzero().flatten()
+        order[members] = members[torch.randperm(len(members), generator=generator)]
+    return order
+
+
+class EMATeacher(pl.Callback, Teacher):
+    """A moving average of the student: ``t ← keep · t + (1 − keep) · s`` after every ``every`` optimiser steps.
+
+    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint.
+    """
+
+    sha256 = ""
+
+    def __init__(self, keep: float, forward: Callable[[nn.Module, Any], Outputs], every: int = 1) -> None:
+        self.keep, self.every = keep, every
+        self._forward = forward
+        self.network: nn.Module | None = None
+        self._restored: Mapping[str, Tensor] | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.network = copy.deepcopy(module.student).eval().requires_grad_(False)  # type: ignore[operator, union-attr]
+        if self._restored is not None:
+            self.network.load_state_dict(self._restored)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % self.every == 0:
+            self.update(module.student)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move once towards ``student``."""
+        assert self.network is not None
+        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.mul_(self.keep).add_(theirs, alpha=1 - self.keep)
+            else:
+                mine.copy_(theirs)
+
+    def __call__(self, batch: Any) -> Outputs:
+        assert self.network is not None
+        with torch.no_grad():
+            return self._forward(self.network, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.network is None else {"network": self.network.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict.get("network")

@@ -1,0 +1,1 @@
+"""Distillation on graphs: text-attributed node classification."""

@@ -1,0 +1,173 @@
+"""Node-classification data: generated block model, Cora with texts, Planetoid Cora."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdbench.datasets import fetch
+from kdbench.engine.seeds import axis
+from kdbench.errors import UsageError, unknown
+from kdbench.families.graph.options import NodeData
+from kdbench.hashing import digest
+
+TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
+SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+@dataclass(frozen=True)
+class NodeGraph:
+    """A graph with labels and one split."""
+
+    name: str
+    x: Tensor
+    """Student input, float32 ``[n, f]``."""
+    edges: Tensor
+    """Both directions of every edge without self-loops, int64 ``[2, e]``."""
+    y: Tensor
+    """Classes, int64 ``[n]``; -1 where unlabelled."""
+    split: Tensor
+    """int64 ``[n]``: 0 train, 1 validation, 2 test, 3 none."""
+    texts: Sequence[str]
+    """One text a node; empty where there is none."""
+    class_names: Sequence[str]
+    cached: Tensor | None
+    """Language-model features that lie with the data, float32 ``[n, d]``."""
+    sha256: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def ids(self, split: str) -> Tensor:
+        """Nodes of a split, int64 ascending."""
+        return (self.split == SPLITS[split]).nonzero().flatten()
+
+    @property
+    def split_sha256(self) -> str:
+        """Digest of the split."""
+        return digest(self.split.tolist())
+
+
+@functools.lru_cache(maxsize=4)
+def load(name: str, options: NodeData, split_seed: int) -> NodeGraph:
+    """The data set ``name`` for one run seed. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
+    if name not in LOADERS:
+        raise unknown("node-classification data set", name, LOADERS)
+    split = split_seed % 2 if options.split == "seed" else int(options.split)
+    return LOADERS[name](options, split)
+
+
+def block_model(options: NodeData, split: int) -> NodeGraph:
+    """A text-attributed block model: labels give edges and words, so a text teacher and a graph student both know a part.
+
+    Each text has 30 of 400 words, one in five from the 40 words of its class; 40/20/40 % train, validation, test.
+    """
+    rng = np.random.default_rng(axis(split, "block_model"))
+    nodes, classes = options.nodes, options.classes
+    y = rng.permutation(np.arange(nodes) % classes)
+    wanted = int(nodes * options.degree / 2)
+    source = rng.integers(nodes, size=4 * wanted)
+    same = rng.random(4 * wanted) < options.homophily
+    members = [np.flatnonzero(y == c) for c in range(classes)]
+    others = [np.flatnonzero(y != c) for c in range(classes)]
+    pools = [(members if alike else others)[y[node]] for node, alike in zip(source, same, strict=True)]
+    target = np.array([rng.choice(pool) for pool in pools])
+    pairs = np.stack([source, target])[:, source != target][:, :wanted]
+    topics = rng.permutation(400)[: 40 * classes].reshape(classes, 40)
+    words = np.stack([np.where(rng.random(30) < 0.2, rng.choice(topics[c], 30), rng.integers(400, size=30)) for c in y])
+    texts = [" ".join(f"word{word:03d}" for word in row) for row in words]
+    order = rng.permutation(nodes)
+    groups = np.empty(nodes, dtype=np.int64)
+    groups[order] = np.searchsorted([0.4, 0.6], np.arange(nodes) / nodes, side="right")
+    sha256 = digest({"texts": texts, "edges": pairs.tolist(), "y": y.tolist()})
+    names = [f"topic {c}" for c in range(classes)]
+    return _with_words("block_model", options, pairs, y, groups, texts, names, None, sha256)
+
+
+def cora_text(options: NodeData, split: int) -> NodeGraph:
+    """Cora with abstracts (CANE copy), its published TAPE split and the DeBERTa features tuned on that split."""
+    files = ["data.txt", "graph.txt", "group.txt", "lm_align.npz", f"lm_emb_seed{split}.npy"]
+    paths, sha256 = fetch("cora_text", files)
+    texts = paths["data.txt"].read_text().rstrip("\n").split("\n")
+    labels = paths["group.txt"].read_text().split("\n")[: len(texts)]
+    y = np.array([int(label) if label else -1 for label in labels])
+    pairs = np.loadtxt(paths["graph.txt"], dtype=np.int64).T
+    with np.load(paths["lm_align.npz"]) as align:
+        groups = align[f"split_seed{split}"].astype(np.int64)
+    groups[y < 0] = UNLABELLED
+    features = torch.from_numpy(np.load(paths[files[-1]]).astype(np.float32))
+    names = [
+        "Neural Networks",
+        "Reinforcement Learning",
+        "Probabilistic Methods",
+        "Theory",
+        "Genetic Algorithms",
+        "Case Based",
+        "Rule Learning",
+    ]
+    return _with_words("cora_text", options, pairs, y, groups, texts, names, features, sha256)
+
+
+def cora(options: NodeData, split: int) -> NodeGraph:
+    """Planetoid Cora with its public split (140 / 500 / 1000) and row-normalised bag of words; it has no texts."""
+    from torch_geometric.io import read_planetoid_data
+
+    paths, sha256 = fetch("cora")
+    data = read_planetoid_data(str(next(iter(paths.values())).parent), "cora")
+    groups = torch.full((data.num_nodes,), UNLABELLED)
+    for mask, group in ((data.train_mask, TRAIN), (data.val_mask, VAL), (data.test_mask, TEST)):
+        groups[mask] = group
+    x = data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1)
+    names = [f"class {c}" for c in range(7)]
+    return NodeGraph("cora", x.float(), _clean(data.edge_index), data.y, groups, [], names, None, sha256)
+
+
+LOADERS = {"block_model": block_model, "cora_text": cora_text, "cora": cora}
+
+
+def _clean(pairs: Tensor) -> Tensor:
+    """Both directions of every edge once, without self-loops, sorted."""
+    from torch_geometric.utils import remove_self_loops, to_undirected
+
+    edges: Tensor = to_undirected(remove_self_loops(pairs)[0])
+    return edges
+
+
+def tfidf(texts: Sequence[str], words: int | None) -> Tensor:
+    """TF-IDF rows of unit length, float32 ``[n, words]``; 0 words give a constant column."""
+    if words == 0:
+        return torch.ones(len(texts), 1)
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    matrix = TfidfVectorizer(max_features=words, min_df=2, dtype=np.float32).fit_transform(texts)
+    return torch.from_numpy(matrix.toarray())
+
+
+def _with_words(
+    name: str,
+    options: NodeData,
+    pairs: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray,
+    texts: Sequence[str],
+    class_names: Sequence[str],
+    cached: Tensor | None,
+    sha256: str,
+) -> NodeGraph:
+    edges = _clean(torch.from_numpy(np.ascontiguousarray(pairs)))
+    x = tfidf(texts, options.words)
+    return NodeGraph(name, x, edges, torch.from_numpy(y), torch.from_numpy(groups), texts, class_names, cached, sha256)
+
+
+def require_texts(graph: NodeGraph, source: str) -> None:
+    """Raise :class:`UsageError` when a teacher needs texts that the data set does not have."""
+    if not graph.texts:
+        raise UsageError(f"teacher.source={source} reads texts, and {graph.name} has none; use teacher.source=tfidf.")
+

@@ -1,0 +1,173 @@
+"""Teachers for node classification: hop-wise text features of a frozen encoder, and a softmax head on the deepest hop.
+
+A causal language model reads prompts that put the node's 0…l-hop neighbourhood into words (LinguGKD stages 1 and 2). Every
+other source encodes the node's own text, ``H``, and ``t^(l) = S^l H`` (S: symmetrically normalised adjacency with
+self-loops) stands for "the encoder sees l hops"; the record says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdbench.config import plain
+from kdbench.engine.stages import Stage, StageResult
+from kdbench.errors import UsageError
+from kdbench.families.graph import data, instruction_tuning, language_model, models, prompts, sentence_encoder
+from kdbench.families.graph.data import NodeGraph, require_texts, tfidf
+from kdbench.families.graph.options import NodeTeacher
+
+STRENGTHS = (1.0, 10.0, 100.0)
+
+
+class HopTeacher(nn.Module):
+    """Hop features and class logits of every node.
+
+    ``features``: ``[n, D]`` (own text; hops by propagation) or ``[n, k+1, D]`` (one prompt a hop). ``forward(rows)`` gives
+    ``hop0 … hopk`` ``[b, D]`` and ``logits = t^(k) W^T + b`` ``[b, C]`` for node numbers ``rows`` ``[b]``.
+    """
+
+    features: Tensor
+    adjacency: Tensor
+
+    def __init__(self, features: Tensor, adjacency: Tensor, hops: int, classes: int) -> None:
+        super().__init__()
+        self.hops = hops
+        self.register_buffer("features", features)
+        self.register_buffer("adjacency", adjacency, persistent=False)
+        self.head = nn.Linear(features.shape[-1], classes)
+
+    def all_hops(self) -> list[Tensor]:
+        """``t^(0) … t^(k)``, each ``[n, D]``."""
+        if self.features.dim() == 3:
+            return list(self.features.unbind(dim=1))
+        hops = [self.features]
+        for _ in range(self.hops):
+            hops.append(self.adjacency @ hops[-1])
+        return hops
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        hops = self.all_hops()
+        outputs = {f"hop{hop}": feature[rows] for hop, feature in enumerate(hops)}
+        return {**outputs, "logits": self.head(hops[-1])[rows]}
+
+
+def text_graph(graph: NodeGraph) -> prompts.TextGraph:
+    """The graph as the prompt writer wants it."""
+    neighbours: list[list[int]] = [[] for _ in graph.texts]
+    for source, target in graph.edges.T.tolist():
+        neighbours[source].append(target)
+    return prompts.TextGraph(list(graph.texts), neighbours, list(graph.class_names))
+
+
+def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
+    """``teacher-features`` (with ``teacher-tuning`` before it for a language model), then ``teacher-head``."""
+    folder = Path(__file__).parent
+    inputs = {"data": graph.sha256, "split": graph.split_sha256, "hops": hops, **_relevant(options)}
+    code = [Path(module.__file__) for module in (data, models) if module.__file__] + [Path(__file__)]
+    plan = []
+    needs: tuple[str, ...] = ()
+    if options.source == "llm":
+        code += [Path(m.__file__) for m in (prompts, language_model, instruction_tuning) if m.__file__]
+        needs = ("teacher-tuning",)
+        plan.append(Stage("teacher-tuning", inputs, lambda f, _: _tune(graph, options, hops, f), code))
+    if options.source == "minilm":
+        code.append(folder / Path(str(sentence_encoder.__file__)).name)
+
+    def encode(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
+        tuned = upstream["teacher-tuning"].folder if needs else None
+        features = _features(graph, options, hops, tuned)
+        save_file({"features": features.contiguous()}, place / "features.safetensors")
+        return {"width": features.shape[-1]}
+
+    def fit(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
+        return fit_head(graph, upstream["teacher-features"].folder, hops, place)
+
+    plan.append(Stage("teacher-features", inputs, encode, code, needs))
+    plan.append(Stage("teacher-head", inputs, fit, code, ("teacher-features",)))
+    return plan
+
+
+def _relevant(options: NodeTeacher) -> dict[str, Any]:
+    told = plain(options)
+    keys = {"source"} | ({"model", "tune_epochs", "tune_lr", "seed"} if options.source == "llm" else set())
+    return {key: told[key] for key in sorted(keys)}
+
+
+def _features(graph: NodeGraph, options: NodeTeacher, hops: int, tuned: Path | None) -> Tensor:
+    if options.source == "cached":
+        if graph.cached is None:
+            raise UsageError(f"No language-model features lie with {graph.name}; use another teacher.source.")
+        return graph.cached
+    if options.source == "tfidf":
+        return tfidf(graph.texts, None) if graph.texts else graph.x
+    require_texts(graph, options.source)
+    if options.source == "minilm":
+        return sentence_encoder.sentence_features(graph.texts)
+    assert tuned is not None
+    asked = _prompts(graph, hops)
+    return language_model.features(tuned, asked, tuning_options(options))
+
+
+def _prompts(graph: NodeGraph, hops: int) -> list[list[str | None]]:
+    texts = text_graph(graph)
+    return [[prompts.prompt(texts, node, hop) for hop in range(hops + 1)] for node in range(len(graph.texts))]
+
+
+def tuning_options(options: NodeTeacher) -> language_model.TuningOptions:
+    """Instruction-tuning options of a teacher."""
+    return language_model.TuningOptions(lr=options.tune_lr, epochs=int(options.tune_epochs))
+
+
+def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> dict[str, Any]:
+    require_texts(graph, "llm")
+    base = options.model
+    if base == "tiny-llama":
+        base = str(language_model.tiny_llama(folder / "base", options.seed))
+    texts, asked = text_graph(graph), _prompts(graph, hops)
+    train: Sequence[int] = graph.ids("train").tolist()
+    examples = [
+        (prompt, prompts.response(texts, int(graph.y[node]))) for node in train for prompt in asked[node] if prompt is not None
+    ]
+    result = instruction_tuning.tune(base, examples, tuning_options(options), folder, options.seed)
+    return {"loss_first": result.loss_first, "loss_last": result.loss_last, "steps": result.steps, "notes": list(result.notes)}
+
+
+def build(graph: NodeGraph, hops: int, features: Path, head: Path) -> HopTeacher:
+    """The teacher network from its finished stages."""
+    adjacency = models.normalised_adjacency(graph.edges, len(graph.y))
+    network = HopTeacher(load_file(features / "features.safetensors")["features"], adjacency, hops, graph.classes)
+    network.head.load_state_dict(load_file(head / "head.safetensors"))
+    return network
+
+
+def fit_head(graph: NodeGraph, features: Path, hops: int, folder: Path) -> dict[str, Any]:
+    """Multinomial logistic regression on the deepest hop of the training nodes; its strength is chosen on validation."""
+    from sklearn.linear_model import LogisticRegression
+
+    adjacency = models.normalised_adjacency(graph.edges, len(graph.y))
+    network = HopTeacher(load_file(features / "features.safetensors")["features"], adjacency, hops, graph.classes)
+    deepest = network.all_hops()[-1]
+    scale = float(deepest.norm(dim=1).mean())
+    x, y = (deepest / scale).numpy(), graph.y.numpy()
+    train, val = graph.ids("train").numpy(), graph.ids("val").numpy()
+    fitted = [LogisticRegression(C=c, max_iter=500, tol=1e-4).fit(x[train], y[train]) for c in STRENGTHS]
+    scores = [float(model.score(x[val], y[val])) for model in fitted]
+    best = fitted[int(np.argmax(scores))]
+    weight, bias = torch.zeros(graph.classes, x.shape[1]), torch.full((graph.classes,), -1e4)
+    rows = torch.from_numpy(best.classes_)
+    weight[rows] = torch.from_numpy(best.coef_ / scale).float() if len(rows) > 2 else _binary(best.coef_ / scale)
+    bias[rows] = torch.from_numpy(best.intercept_).float() if len(rows) > 2 else _binary(best.intercept_)
+    save_file({"weight": weight.contiguous(), "bias": bias}, folder / "head.safetensors")
+    return {"strength": STRENGTHS[int(np.argmax(scores))], "val_accuracy": max(scores)}
+
+
+def _binary(values: np.ndarray) -> Tensor:
+    half = torch.from_numpy(np.atleast_1d(values)).float() / 2
+    return torch.cat([-half, half])

@@ -1,0 +1,239 @@
+"""From records to tables: one comparison for each task, budget, student and teacher, with one row for each arm."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from kdbench import hashing
+from kdbench.results.record import Record
+from kdbench.results.stats import PairedDifference, agreement, gap_closed, holm, mean_interval, paired
+
+Mode = Literal["min", "max"]
+COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm. Scores and costs are means over the seeds that finished; None means not measured, never zero.
+
+    ``interval`` is the 95 % Student t interval of ``mean``; ``p_alone`` and ``p_kd`` are Holm-adjusted over the arms
+    compared with that baseline. ``method`` is ``teacher`` for the teacher, whose ``n`` counts different teachers.
+    """
+
+    label: str
+    method: str
+    control: str
+    n: int
+    seeds: tuple[int, ...]
+    failed: int
+    mean: float | None
+    interval: tuple[float, float] | None
+    delta_alone: PairedDifference | None = None
+    p_alone: float | None = None
+    delta_kd: PairedDifference | None = None
+    p_kd: float | None = None
+    gap_closed: float | None = None
+    agreement: float | None = None
+    parameters: float | None = None
+    flops: float | None = None
+    latency_ms: float | None = None
+    train_seconds: float | None = None
+    stage_seconds: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
+
+    ``alone`` and ``kd`` are the labels of the baselines: among several arms of one name the one with most seeds, and
+    of those the one with the best mean validation score.
+    """
+
+    group: str
+    family: str
+    task: str
+    scale: str
+    data: str | None
+    generated: bool | None
+    student: str | None
+    teacher: str | None
+    metric: str | None
+    mode: Mode | None
+    alone: str | None
+    kd: str | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Arm:
+    label: str
+    method: str
+    control: str
+    runs: Mapping[int, Record]
+    failed: int
+
+    def scores(self, metric: str | None) -> dict[int, float]:
+        """Test score by seed, in seed order."""
+        found = ((seed, run.metrics.test) for seed, run in sorted(self.runs.items()) if run.metrics)
+        return {seed: test[metric] for seed, test in found if metric in test}
+
+
+def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
+    """One comparison for each group and teacher; ``metric`` is the selection metric unless named.
+
+    Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group.
+    """
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group].append(record)
+    comparisons = []
+    for group in groups.values():
+        taught = [(hashing.canonical_json(r.config["teacher"]), r) for r in group if r.config["teacher"] is not None]
+        free = [r for r in group if r.config["teacher"] is None]
+        for teacher in dict.fromkeys(key for key, _ in taught) or [None]:
+            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], metric))
+    return comparisons
+
+
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON-able values, with the field names of Comparison, Row and PairedDifference."""
+    return asdict(comparison)
+
+
+def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
+    chosen = next((record.selection for record in records if record.selection), None)
+    metric = metric or (chosen.metric if chosen else None)
+    mode = chosen.mode if chosen and chosen.metric == metric else None
+    arms, student = _arms(records), records[0].config["student"]
+    teachers = {run.seed: run for run in records if run.teacher and run.control == "none"}
+    alone, kd = (_baseline(arms, name) for name in ("alone", "kd"))
+    data = next((record.data for record in records if record.data), None)
+    return Comparison(
+        group=records[0].group,
+        family=records[0].family,
+        task=records[0].task,
+        scale=records[0].scale,
+        data=data.name if data else None,
+        generated=data.generated if data else None,
+        student=_name(student),
+        teacher=next((run.teacher.description for run in teachers.values() if run.teacher), None),
+        metric=metric,
+        mode=mode,
+        alone=alone.label if alone else None,
+        kd=kd.label if kd else None,
+        rows=(*_teacher_rows(teachers, metric), *_adjusted([_row(a, alone, kd, teachers, metric) for a in arms])),
+    )
+
+
+def _name(student: JsonValue) -> str | None:
+    name = student.get("name") if isinstance(student, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _hyper(record: Record) -> dict[str, JsonValue]:
+    method = record.config["method"]
+    return {k: v for k, v in method.items() if k != "name"} if isinstance(method, dict) else {}
+
+
+def _arms(records: Sequence[Record]) -> list[_Arm]:
+    """The arms in table order. Of several runs of one arm and seed the last that finished well counts."""
+    members: dict[tuple[int, str, str, str], list[Record]] = defaultdict(list)
+    settings: dict[str, list[dict[str, JsonValue]]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.finished):
+        rank = {"alone": 0, "kd": 1}.get(record.method, 2)
+        hyper = _hyper(record)
+        members[rank, record.method, hashing.canonical_json(hyper), record.control].append(record)
+        settings[record.method].append(hyper)
+    arms = []
+    for key in sorted(members):
+        runs = {record.seed: record for record in members[key] if record.status == "done"}
+        failed = {record.seed for record in members[key]} - set(runs)
+        _, method, _, control = key
+        arms.append(_Arm(_label(members[key][0], settings[method]), method, control, runs, len(failed)))
+    return arms
+
+
+def _label(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> str:
+    own = _hyper(record)
+    differing = [name for name in own if any(other.get(name) != own[name] for other in settings)]
+    values = ", ".join(f"{k}={v if isinstance(v := own[k], str) else json.dumps(v)}" for k in differing)
+    control = "" if record.control == "none" else f" · {record.control.replace('_', ' ')}"
+    return record.method + (f" ({values})" if values else "") + control
+
+
+def _baseline(arms: Sequence[_Arm], method: str) -> _Arm | None:
+    def rank(arm: _Arm) -> tuple[int, float]:
+        chosen = [run.selection for run in arm.runs.values() if run.selection]
+        return len(arm.runs), sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen)
+
+    candidates = [arm for arm in arms if arm.method == method and arm.control == "none" and arm.runs]
+    return max(candidates, key=rank, default=None)
+
+
+def _teacher_score(run: Record | None, metric: str | None) -> float | None:
+    return run.teacher.metrics.test.get(metric) if run and run.teacher and metric else None
+
+
+def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Row]:
+    """At most one row. A teacher that serves several seeds counts once: repeating it would fake a narrow interval."""
+    scored = [(seed, run, _teacher_score(run, metric)) for seed, run in sorted(teachers.items())]
+    different = {(run.teacher.sha256, score): score for _, run, score in scored if run.teacher and score is not None}
+    if not different:
+        return []
+    mean, interval = mean_interval(list(different.values()))
+    seeds = tuple(seed for seed, _, score in scored if score is not None)
+    return [Row("teacher", "teacher", "none", len(different), seeds, 0, mean, interval)]
+
+
+def _row(arm: _Arm, alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, Record], metric: str | None) -> Row:
+    own = arm.scores(metric)
+    base = alone.scores(metric) if alone else {}
+    mean, interval = mean_interval(list(own.values())) if own else (None, None)
+    row = Row(arm.label, arm.method, arm.control, len(own), tuple(own), arm.failed, mean, interval)
+    row = replace(row, agreement=_agreement(arm, teachers), **_costs(arm))
+    if arm is alone:
+        return row
+    common = [seed for seed in own if seed in base]
+    taught = [_teacher_score(teachers.get(seed), metric) for seed in common]
+    return replace(
+        row,
+        delta_alone=_delta(own, base),
+        delta_kd=_delta(own, kd.scores(metric)) if kd and arm is not kd else None,
+        gap_closed=gap_closed([own[seed] for seed in common], [base[seed] for seed in common], taught),
+    )
+
+
+def _delta(own: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference | None:
+    common = [seed for seed in own if seed in base]
+    return paired([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
+
+
+def _agreement(arm: _Arm, teachers: Mapping[int, Record]) -> float | None:
+    """Mean agreement with the teacher that a run was given, or without one, with the comparison's of the same seed."""
+    shares = []
+    for seed, run in arm.runs.items():
+        source = run if run.teacher else teachers.get(seed)
+        teacher = source.teacher.predictions if source and source.teacher else None
+        if run.predictions and teacher and len(run.predictions) == len(teacher):
+            shares.append(agreement(run.predictions, teacher))
+    return fmean(shares) if shares else None
+
+
+def _costs(arm: _Arm) -> dict[str, Any]:
+    costs = [run.costs for run in arm.runs.values() if run.costs]
+    known = {name: [v for cost in costs if (v := getattr(cost, name)) is not None] for name in COSTS}
+    return {name: fmean(values) if values else None for name, values in known.items()}
+
+
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    p_alone = holm([row.delta_alone.p if row.delta_alone else None for row in rows])
+    p_kd = holm([row.delta_kd.p if row.delta_kd else None for row in rows])
+    return [replace(row, p_alone=a, p_kd=k) for row, a, k in zip(rows, p_alone, p_kd, strict=True)]

@@ -1,0 +1,251 @@
+"""Comparisons and tables: who is compared with whom, over which seeds, and how it is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from kdbench.results.compare import Comparison, Row, compare, to_json
+from kdbench.results.record import Record
+from kdbench.results.render import markdown, table, title, verdicts
+from kdbench.results.stats import holm, paired
+
+Arms = Callable[..., list[Record]]
+ALONE, KD, OURS, RANDOM = [36, 38, 35, 39, 37], [40, 43, 39, 41, 42], [41, 42, 40, 44, 41], [36, 37, 36, 38, 38]
+
+
+@pytest.fixture
+def records(arms: Arms) -> list[Record]:
+    method = arms("lingugkd", OURS, hyper={"temperature": 0.1})
+    control = arms("lingugkd", RANDOM, hyper={"temperature": 0.1}, control="random_teacher", teacher_right=20)
+    return [*method, *arms("kd", KD), *arms("alone", ALONE), *control]
+
+
+def one(records: list[Record], metric: str | None = None) -> Comparison:
+    (comparison,) = compare(records, metric)
+    return comparison
+
+
+def row(comparison: Comparison, label: str) -> Row:
+    (found,) = [row for row in comparison.rows if row.label == label]
+    return found
+
+
+def shown(comparison: Comparison, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table(comparison))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_rows_in_order(records: list[Record]) -> None:
+    labels = [row.label for row in one(records).rows]
+    assert labels == ["teacher", "alone", "kd", "lingugkd", "lingugkd · random teacher"]
+
+
+def test_scores_and_paired_differences(records: list[Record]) -> None:
+    comparison = one(records)
+    ours, kd = row(comparison, "lingugkd"), row(comparison, "kd")
+    assert (ours.n, ours.seeds, ours.failed) == (5, (0, 1, 2, 3, 4), 0)
+    assert ours.mean == pytest.approx(sum(OURS) / 300)
+    assert ours.delta_alone == paired([x / 60 for x in OURS], [x / 60 for x in ALONE])
+    assert ours.delta_kd == paired([x / 60 for x in OURS], [x / 60 for x in KD])
+    assert kd.delta_kd is None and kd.p_kd is None
+    assert row(comparison, "alone").delta_alone is None
+
+
+def test_holm_runs_over_each_family(records: list[Record]) -> None:
+    kd, ours, control = one(records).rows[2:]
+    deltas = [kd.delta_alone, ours.delta_alone, control.delta_alone]
+    assert [kd.p_alone, ours.p_alone, control.p_alone] == holm([delta.p if delta else None for delta in deltas])
+    deltas = [ours.delta_kd, control.delta_kd]
+    assert [ours.p_kd, control.p_kd] == holm([delta.p if delta else None for delta in deltas])
+
+
+def test_gap_and_agreement(records: list[Record]) -> None:
+    comparison = one(records)
+    ours, alone = row(comparison, "lingugkd"), row(comparison, "alone")
+    # The teacher has 54 of 60 right; both rank the examples alike, so they differ where only the teacher is right.
+    assert ours.gap_closed == pytest.approx((sum(OURS) - sum(ALONE)) / (5 * 54 - sum(ALONE)))
+    assert ours.agreement == pytest.approx(sum(60 - (54 - x) for x in OURS) / 300)
+    assert alone.agreement == pytest.approx(sum(60 - (54 - x) for x in ALONE) / 300)
+    assert alone.gap_closed is None
+    control = row(comparison, "lingugkd · random teacher")
+    assert control.agreement == pytest.approx(sum(60 - (x - 20) for x in RANDOM) / 300)
+
+
+def test_a_fixed_teacher_counts_once(records: list[Record], arms: Arms) -> None:
+    teacher = row(one(records), "teacher")
+    assert (teacher.n, teacher.mean, teacher.interval, teacher.parameters) == (1, 0.9, None, None)
+    several = [
+        record for seed, right in enumerate((50, 52)) for record in arms("kd", KD, teacher_right=right)[seed:][:1]
+    ]
+    assert row(one(several), "teacher").n == 2
+
+
+def test_only_common_seeds_pair(arms: Arms) -> None:
+    comparison = one([*arms("alone", ALONE[:3]), *arms("kd", KD[:4]), *arms("lingugkd", OURS)[2:]])
+    ours = row(comparison, "lingugkd")
+    assert (ours.n, ours.seeds) == (3, (2, 3, 4))
+    assert ours.delta_alone and ours.delta_kd and (ours.delta_alone.n, ours.delta_kd.n) == (1, 2)
+    assert ours.delta_alone.p is None and ours.p_alone is None and ours.p_kd is not None
+
+
+def test_metric_by_name(records: list[Record]) -> None:
+    comparison = one(records, "macro_f1")
+    first = next(record for record in records if record.method == "alone" and record.seed == 1)
+    assert (comparison.metric, comparison.mode) == ("macro_f1", None)
+    assert first.metrics and first.metrics.test["macro_f1"] != first.metrics.test["accuracy"]
+    assert row(one([first], "macro_f1"), "alone").mean == first.metrics.test["macro_f1"]
+    absent = row(one(records, "auc"), "kd")
+    assert (absent.n, absent.mean, absent.delta_alone) == (0, None, None)
+
+
+def test_groups_and_teachers_are_compared_apart(arms: Arms) -> None:
+    shared = [*arms("alone", ALONE), *arms("kd", KD), *arms("kd", OURS, teacher="sage")]
+    first, second, other = compare([*shared, *arms("alone", ALONE, student="mlp")])
+    assert (first.teacher, second.teacher, other.teacher) == ("gat, two layers", "sage, two layers", None)
+    assert (first.student, second.student, other.student) == ("gcn", "gcn", "mlp")
+    assert [len(comparison.rows) for comparison in (first, second, other)] == [3, 3, 1]
+    assert row(first, "alone") == replace(row(second, "alone"), agreement=row(first, "alone").agreement)
+    assert row(second, "kd").mean == pytest.approx(sum(OURS) / 300)
+
+
+def test_differing_hyper_parameters_are_named(arms: Arms) -> None:
+    settings: list[dict[str, Any]] = [{"temperature": 0.1, "taps": ["a"], "w": 1}, {"temperature": 0.5, "taps": ["a"]}]
+    comparison = one([record for hyper in settings for record in arms("lingugkd", OURS, hyper=hyper)])
+    assert {row.label for row in comparison.rows[1:]} == {
+        "lingugkd (temperature=0.1, w=1)",
+        "lingugkd (temperature=0.5)",
+    }
+
+
+def test_baseline_among_several_is_the_one_with_most_seeds_then_best_validation(arms: Arms) -> None:
+    def kd(temperature: int, rights: list[int], value: float) -> list[Record]:
+        chosen = {"metric": "accuracy", "mode": "max", "epoch": 2, "value": value}
+        scores = {"val": {"accuracy": value}, "test": {}}
+        return arms("kd", rights, hyper={"temperature": temperature}, selection=chosen, metrics=scores)
+
+    runs = [*kd(1, KD[:2], 0.9), *kd(2, KD, 0.6), *kd(4, KD, 0.7), *kd(8, KD, 0.65)]
+    assert one(runs).kd == "kd (temperature=4)"
+
+
+def test_failed_runs_are_counted_until_one_succeeds(
+    arms: Arms, make: Callable[..., Record], make_failed: Callable[..., Record]
+) -> None:
+    comparison = one([*arms("alone", ALONE), make_failed("kd", 0), make_failed("kd", 1), make("kd", 1)])
+    assert (row(comparison, "kd").failed, row(comparison, "kd").seeds) == (1, (1,))
+    assert "kd: 1 of 2 runs failed" in shown(comparison)
+
+
+def test_nothing_measured_is_shown_as_missing(make_failed: Callable[..., Record]) -> None:
+    comparison = one([make_failed("kd", 0, teacher=None, data=None)])
+    cells = markdown(comparison).splitlines()[4].strip("| ").split(" | ")
+    assert cells == ["kd", "0", *["–"] * 12]
+
+
+def test_the_last_of_repeated_runs_counts(make: Callable[..., Record]) -> None:
+    late = make("kd", 0, 50, finished="2026-10-02T10:00:00Z")
+    assert row(one([late, make("kd", 0, 40)]), "kd").mean == pytest.approx(50 / 60)
+
+
+def test_costs_are_means_of_what_was_measured(make: Callable[..., Record], fields: Callable[..., Any]) -> None:
+    costs = fields()["costs"]
+    runs = [make("kd", 0, costs={**costs, "latency_ms": None}), make("kd", 1, costs={**costs, "train_seconds": 4.5})]
+    kd = row(one(runs), "kd")
+    assert (kd.latency_ms, kd.train_seconds, kd.parameters, kd.stage_seconds) == (1.25, 4.0, 23063, 0.5)
+    assert kd.peak_memory_bytes == 250e6 and kd.flops == 62e6
+
+
+def test_json_holds_every_number(records: list[Record]) -> None:
+    comparison = one(records)
+    data = json.loads(json.dumps(to_json(comparison), allow_nan=False))
+    ours, delta = row(comparison, "lingugkd"), row(comparison, "lingugkd").delta_kd
+    assert data["rows"][3]["mean"] == ours.mean and data["rows"][0]["delta_kd"] is None
+    assert delta and data["rows"][3]["delta_kd"]["detectable"] == delta.detectable
+
+
+def test_table_fits_120_columns_and_loses_nothing(records: list[Record], arms: Arms) -> None:
+    long = {"temperature": 0.987654, "layers": [0, 1, 2]}
+    costs = {
+        **dict.fromkeys(("parameters", "trained_parameters"), 303_000_000),
+        **{"flops": 123_456_000_000, "latency_ms": 1234.5, "peak_memory_bytes": 80_000_000_000},
+        **{"train_seconds": 86400.0, "stage_seconds": 86400.0},
+    }
+    text = shown(one([*records, *arms("lingugkd", KD, hyper=long, costs=costs)]))
+    assert max(map(len, text.splitlines())) <= 120
+    assert "…" not in text
+    for cell in ("61.67 ± 3.27", "303M", "123456", "1234.50", "86400.0+86400.0", "80000", "<0.001", "lingugkd"):
+        assert cell in text, cell
+
+
+def test_markdown_row(records: list[Record]) -> None:
+    line = next(line for line in markdown(one(records)).splitlines() if line.startswith("| kd |"))
+    assert line == (
+        "| kd | 5 | 68.33 ± 3.27 | +6.67 | 0.004 | – | – | 0.24 | 78.33 | 23.1k | 62 | 1.25 | 3.5+0.5 | 250 |"
+    )
+
+
+def test_title(records: list[Record], make: Callable[..., Record]) -> None:
+    assert title(one(records)) == "gnn/cora · small · data cora · student gcn · teacher gat, two layers"
+    data = make().data
+    assert data
+    generated = make("alone", data={**data.model_dump(), "generated": True})
+    assert title(one([generated])) == "gnn/cora · small · data cora · student gcn · generated data"
+
+
+def test_verdicts(arms: Arms) -> None:
+    close, far, worse = [40, 44, 38, 42, 41], [50, 54, 49, 52, 52], [30, 34, 29, 31, 33]
+    methods = {"close": close, "far": far, "worse": worse, "shift": [x + 1 for x in KD]}
+    arm_records = [record for name, rights in methods.items() for record in arms(name, rights)]
+    lines = verdicts(one([*arms("alone", ALONE), *arms("kd", KD), *arm_records]))
+    text = {line.split(" − ")[0]: line for line in lines}
+    assert text["kd"].startswith("kd − alone: +6.67 points [+") and text["kd"].endswith(": better")
+    assert text["close"] == (
+        "close − kd: +0.00 points [−2.07, +2.07], p = 1.00: "
+        "no detectable difference (5 paired seeds could detect 2.77 points)"
+    )
+    assert text["far"].endswith("p < 0.001: better") and "+17.33 points" in text["far"]
+    assert text["worse"].endswith("p < 0.001: worse") and "−16.00 points" in text["worse"]
+    assert (
+        text["shift"]
+        == "shift − kd: +1.67 points in each of 5 paired seeds: no spread for a test to judge by; add seeds"
+    )
+
+
+def test_smaller_may_be_better(arms: Arms) -> None:
+    def scored(method: str, losses: list[float]) -> list[Record]:
+        chosen = {"metric": "loss", "mode": "min", "epoch": 2, "value": 0.5}
+        return [
+            record
+            for seed, loss in enumerate(losses)
+            for record in arms(
+                method,
+                [40] * 5,
+                selection=chosen,
+                metrics={"val": {"loss": 0.5}, "test": {"loss": loss}},
+                confusion=None,
+            )[seed:][:1]
+        ]
+
+    (line,) = verdicts(one([*scored("alone", [0.9, 0.8, 0.95]), *scored("kd", [0.5, 0.42, 0.54])]))
+    assert line.startswith("kd − alone: −0.3967 [−0.4") and line.endswith(": better")
+
+
+def test_one_seed_is_no_test(make: Callable[..., Record]) -> None:
+    text = shown(one([make("alone", 0, 36), make("kd", 0, 40)]))
+    assert "kd − alone: +6.67 points: one paired seed, no test" in text
+    assert "one seed: no interval and no test; add seeds, e.g. seed=0..9" in text
+    assert "±" not in text and "p:" not in text
+
+
+def test_a_teacher_that_is_no_better_is_said(arms: Arms) -> None:
+    warning = "the teacher is no better than the student alone"
+    assert warning in markdown(one([*arms("alone", ALONE), *arms("kd", KD, teacher_right=30)]))
+    assert warning not in markdown(one([*arms("alone", ALONE), *arms("kd", KD)]))
