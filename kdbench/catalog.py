@@ -117,9 +117,14 @@ def methods() -> tuple[MethodInfo, ...]:
     return tuple(found)
 
 
+def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
+    """The methods that run on this family and kind of task, by name."""
+    return {info.name: info for info in methods() if info.serves(family, kind)}
+
+
 def method(name: str, family: str, kind: str) -> MethodInfo:
     """The method of that name for this family and kind of task."""
-    offered = {info.name: info for info in methods() if info.serves(family, kind)}
+    offered = offered_methods(family, kind)
     if name not in offered:
         raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered)
     return offered[name]
@@ -136,7 +141,9 @@ def _method_files() -> Iterator[tuple[str | None, str, Path]]:
     for point in entry_points(group="kdbench.methods"):
         spec = importlib.util.find_spec(point.value)
         if spec is None or spec.origin is None:
-            raise CardError(f"Entry point kdbench.methods '{point.name}' names '{point.value}', which is not installed.")
+            raise CardError(
+                f"Entry point kdbench.methods '{point.name}' names '{point.value}', which is not installed."
+            )
         yield point.name.partition(".")[0], point.value, Path(spec.origin)
 
 
@@ -191,7 +198,9 @@ def _execute(tree: ast.Module, options: ast.ClassDef) -> type:
 def _literals(node: ast.ClassDef) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in node.body:
-        targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+        targets = (
+            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+        )
         for target in targets:
             if isinstance(target, ast.Name) and getattr(item, "value", None) is not None:
                 try:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
-from kdbench.catalog import Card, MethodInfo, card, family_module, method
+from kdbench.catalog import Card, MethodInfo, card, family_module, method, offered_methods
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
 
@@ -85,7 +85,10 @@ class RunConfig:
     teacher: Any
     optimizer: Optimizer
     trainer: Trainer
+    settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    """The user's ``section.option`` settings that are not the method's own."""
     overrides: tuple[str, ...] = field(default=(), compare=False)
+    """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
         """What the run's numbers depend on, as plain JSON values."""
@@ -219,7 +222,9 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
     mine = _by_section(chosen, types, info)
     merged = merge([*(sections_of(task, scale)), mine])
     built = {
-        name: build(types[name], merged.get(name, {}), name) for name in SECTIONS if name != "teacher" or info.teacher != "none"
+        name: build(types[name], merged.get(name, {}), name)
+        for name in SECTIONS
+        if name != "teacher" or info.teacher != "none"
     }
     return RunConfig(
         task=task.name,
@@ -233,9 +238,19 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         control=control,
         seed=build(_Seed, {"seed": chosen.get("seed", 0)}, "").seed,
         teacher=built.pop("teacher", None),
+        settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
         overrides=tuple(f"{key}={_word(value)}" for key, value in chosen.items() if key not in TOP),
         **built,
     )
+
+
+def expand_baselines(config: RunConfig) -> list[RunConfig]:
+    """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, their own default hyper-parameters."""
+    offered = offered_methods(config.family, config.kind)
+    chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
+    return [
+        resolve({**chosen, "method": name}) for name in ("alone", "kd") if name in offered and name != config.method
+    ]
 
 
 @dataclass(frozen=True)
@@ -269,7 +284,9 @@ def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: Meth
         valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
         if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
             near = unknown("option", key, [*valid, *TOP])
-            raise UsageError(f"{str(near).split(' Valid:')[0]} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
+            raise UsageError(
+                f"{str(near).split(' Valid:')[0]} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'."
+            )
         nested.setdefault(section, {})[option] = value
     return nested
 
@@ -294,7 +311,9 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True)
+        merged = OmegaConf.to_container(
+            OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True
+        )
     except OmegaConfBaseException as error:
         raise UsageError(f"Cannot resolve the options: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, dict)

@@ -116,3 +116,17 @@ def _download(info: Dataset, file: str) -> Path:
     except (OSError, ValueError) as error:
         raise DataError(f"{missing} Downloading it failed: {error}") from None
     return Path(got)
+
+
+def inventory(info: Dataset) -> dict[str, Any]:
+    """What is here of a data set: its own state and that of every file."""
+    files = []
+    for name, file in info.files.items():
+        state, path = info.state(name)
+        files.append(
+            {"name": name, "state": state, "path": str(path) if path else None, "sha256": file.sha256, "url": file.url}
+        )
+    states = {str(file["state"]) for file in files}
+    state = "generated" if info.generated else next(s for s in ("corrupt", "missing", "present") if s in states)
+    told = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
+    return {**told, "state": state, "files": files}

@@ -46,6 +46,6 @@ class NonFiniteLossError(KdbenchError):
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist: the nearest valid one first, then all of them."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UsageError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(names) or 'none'}.")

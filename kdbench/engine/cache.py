@@ -81,7 +81,9 @@ class TeacherCache:
         with (folder / "rows.bin").open("wb") as stream:
             for chunk in chunks:
                 if tuple(chunk) != key.outputs:
-                    raise StaleCacheError(f"The teacher gives {', '.join(chunk)}; the cache is for {', '.join(key.outputs)}.")
+                    raise StaleCacheError(
+                        f"The teacher gives {', '.join(chunk)}; the cache is for {', '.join(key.outputs)}."
+                    )
                 shapes = {name: tuple(value.shape[1:]) for name, value in chunk.items()}
                 flat = torch.cat([value.detach().cpu().flatten(1) for value in chunk.values()], dim=1)
                 stream.write(np.ascontiguousarray(flat.numpy(), dtype=key.dtype).tobytes())

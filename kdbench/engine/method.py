@@ -78,6 +78,10 @@ class Method(pl.Callback):
         """Further callbacks that the method is made of."""
         return ()
 
+    def epochs(self, budget: int) -> int:
+        """Epochs of the student's training, given the task's budget."""
+        return budget
+
     def teachers(self, task: Task) -> Mapping[str, Teacher]:
         """Teachers by name. By default the task's frozen teacher, unless the method has none."""
         return {} if self.teacher == "none" else {"teacher": task.teacher()}

@@ -98,7 +98,9 @@ class DistillationModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.optimizer_options
         more = {"momentum": options.momentum} if options.name == "sgd" else {}
-        optimizer = OPTIMIZERS[options.name](self.parameters(), lr=options.lr, weight_decay=options.weight_decay, **more)
+        optimizer = OPTIMIZERS[options.name](
+            self.parameters(), lr=options.lr, weight_decay=options.weight_decay, **more
+        )
         if options.schedule == "constant":
             return optimizer
         epochs = self.trainer.max_epochs or 1

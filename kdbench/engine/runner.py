@@ -34,6 +34,7 @@ from kdbench.results import record as records
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -81,7 +82,11 @@ def load_method(config: RunConfig) -> Method:
 
     info = method(config.method, config.family, config.kind)
     module = importlib.import_module(info.module)
-    found = next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and c.__module__ == info.module)
+    found = next(
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == info.module
+    )
     options = getattr(module, "Hyperparameters", info.hyperparameters)
     from dataclasses import asdict
 
@@ -186,7 +191,7 @@ class Session:
                 self.reporter.stage(stage.name)
                 self.store.ensure(stage)
         module, teachers = self.assemble()
-        trainer, selection, curves = self.train(module)
+        selection, curves = self.train(module)
         module.student.load_state_dict(selection.weights)
         module.eval()
         val = self.evaluate(module, "val")
@@ -228,9 +233,10 @@ class Session:
             module.method_modules.update(self.method.modules(shapes))
         return module, teachers
 
-    def train(self, module: DistillationModule) -> tuple[pl.Trainer, Selection, Curves]:
+    def train(self, module: DistillationModule) -> tuple[Selection, Curves]:
         """Fit, from the last checkpoint if there is one."""
         options, metric = self.config.trainer, self.config.metric
+        epochs = self.method.epochs(options.max_epochs)
         selection, curves = Selection(metric), Curves()
         keep = ModelCheckpoint(
             dirpath=self.folder,
@@ -249,7 +255,7 @@ class Session:
             keep,
         ]
         trainer = pl.Trainer(
-            max_epochs=options.max_epochs,
+            max_epochs=epochs,
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=options.num_nodes,
@@ -257,7 +263,7 @@ class Session:
             precision=options.precision,
             accumulate_grad_batches=options.accumulate_grad_batches,
             gradient_clip_val=options.gradient_clip_val or None,
-            check_val_every_n_epoch=min(options.check_val_every_n_epoch, options.max_epochs),
+            check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
             callbacks=callbacks,
             logger=False,
             enable_progress_bar=False,
@@ -267,8 +273,10 @@ class Session:
             default_root_dir=self.folder,
         )
         last = self.folder / "last.ckpt"
-        trainer.fit(module, datamodule=self.task.data(), ckpt_path=str(last) if last.exists() else None, weights_only=False)
-        return trainer, selection, curves
+        trainer.fit(
+            module, datamodule=self.task.data(), ckpt_path=str(last) if last.exists() else None, weights_only=False
+        )
+        return selection, curves
 
     @torch.no_grad()
     def evaluate(self, module: DistillationModule, split: str) -> dict[str, float]:
@@ -296,7 +304,8 @@ class Session:
             },
             "hardware": costs.hardware(device),
             "stages": [
-                {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused} for s in self.store.results.values()
+                {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
+                for s in self.store.results.values()
             ],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from kdbench import hashing
+from kdbench.catalog import methods
+from kdbench.config import plain
 from kdbench.results.record import Record
 from kdbench.results.stats import PairedDifference, agreement, gap_closed, holm, mean_interval, paired
 
@@ -161,18 +164,36 @@ def _arms(records: Sequence[Record]) -> list[_Arm]:
     return arms
 
 
+@functools.cache
+def _defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
+    """The method's default hyper-parameters; None when it is not installed here."""
+    found = [info for info in methods() if info.name == method and info.family in (None, family)]
+    return plain(found[0].hyperparameters()) if found else None
+
+
+def _changed(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
+    """Hyper-parameters that are not the method's defaults; of an unknown method, those that differ among its runs."""
+    own, defaults = _hyper(record), _defaults(record.family, record.method)
+    others = settings if defaults is None else [defaults]
+    return {name: value for name, value in own.items() if any(other.get(name) != value for other in others)}
+
+
 def _label(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> str:
-    own = _hyper(record)
-    differing = [name for name in own if any(other.get(name) != own[name] for other in settings)]
-    values = ", ".join(f"{k}={v if isinstance(v := own[k], str) else json.dumps(v)}" for k in differing)
+    values = ", ".join(
+        f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in _changed(record, settings).items()
+    )
     control = "" if record.control == "none" else f" · {record.control.replace('_', ' ')}"
     return record.method + (f" ({values})" if values else "") + control
 
 
 def _baseline(arms: Sequence[_Arm], method: str) -> _Arm | None:
-    def rank(arm: _Arm) -> tuple[int, float]:
+    def rank(arm: _Arm) -> tuple[bool, int, float]:
         chosen = [run.selection for run in arm.runs.values() if run.selection]
-        return len(arm.runs), sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen)
+        return (
+            arm.label == method,
+            len(arm.runs),
+            sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen),
+        )
 
     candidates = [arm for arm in arms if arm.method == method and arm.control == "none" and arm.runs]
     return max(candidates, key=rank, default=None)

@@ -170,4 +170,3 @@ def require_texts(graph: NodeGraph, source: str) -> None:
     """Raise :class:`UsageError` when a teacher needs texts that the data set does not have."""
     if not graph.texts:
         raise UsageError(f"teacher.source={source} reads texts, and {graph.name} has none; use teacher.source=tfidf.")
-

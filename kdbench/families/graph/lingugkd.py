@@ -53,7 +53,9 @@ class Projector(nn.Module):
     def __init__(self, inputs: list[int], width: int, dropout: float) -> None:
         super().__init__()
         self.hops = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, width), nn.PReLU(), nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, width))
+            nn.Sequential(
+                nn.Linear(d, width), nn.PReLU(), nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, width)
+            )
             for d in inputs
         )
         self.shared = nn.Linear(width, width, bias=False)
@@ -64,12 +66,12 @@ class Projector(nn.Module):
 
 
 class Weights(nn.Module):
-    """Logits of the learned weights, initialised to ones: ``layers`` (g) and ``losses`` (a)."""
+    """Logits of the weights, initialised to ones, so that fixed ones are uniform: ``layers`` (g) and ``losses`` (a)."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, options: Hyperparameters) -> None:
         super().__init__()
-        self.layers = nn.Parameter(torch.ones(layers))
-        self.losses = nn.Parameter(torch.ones(2))
+        self.layers = nn.Parameter(torch.ones(layers), requires_grad=options.layer_weights == "learned")
+        self.losses = nn.Parameter(torch.ones(2), requires_grad=options.loss_weights == "learned")
 
 
 class LinguGKD(Method):
@@ -90,7 +92,10 @@ class LinguGKD(Method):
         if len(inputs) != len(shapes.student):
             raise ValueError(f"{len(shapes.student)} student states need as many teacher hops, not {len(inputs)}")
         width = shapes.student["state0"][-1]
-        return {"projector": Projector(inputs, width, self.options.projector_dropout), "weights": Weights(len(inputs))}
+        return {
+            "projector": Projector(inputs, width, self.options.projector_dropout),
+            "weights": Weights(len(inputs), self.options),
+        }
 
     def pairs(self, states: int) -> list[tuple[int, int]]:
         """(student layer, teacher hop) of each aligned pair."""
@@ -107,17 +112,15 @@ class LinguGKD(Method):
         layers = {}
         for layer, hop in self.pairs(len(step.features)):
             candidates, _ = gather(projector(hop, step.teacher[f"hop{hop}"]))
-            layers[hop] = info_nce(step.features[f"state{layer}"], candidates, positives, negatives, self.options.temperature)
+            layers[hop] = info_nce(
+                step.features[f"state{layer}"], candidates, positives, negatives, self.options.temperature
+            )
         gamma = torch.as_tensor(weights.layers).softmax(0)
-        if self.options.layer_weights == "fixed":
-            gamma = torch.full_like(gamma, 1 / len(gamma))
         kd = torch.stack([gamma[hop] * loss for hop, loss in layers.items()]).sum()
         return {"kd": kd, **{f"layer{hop}": loss.detach() for hop, loss in layers.items()}}
 
     def weights(self, step: Step) -> Mapping[str, Tensor | float]:
         logits = step.module.get_submodule("method_modules.weights").losses
         alpha = torch.as_tensor(logits).softmax(0)
-        if self.options.loss_weights == "fixed":
-            alpha = torch.full_like(alpha, 0.5)
         silent = {f"layer{hop}": 0.0 for _, hop in self.pairs(len(step.features))}
         return {"task": alpha[0], "kd": alpha[1], **silent}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
+from kdbench.errors import UsageError
 from kdbench.families.graph.options import NodeStudent
 
 HEADS = 4
@@ -46,8 +49,12 @@ class GNN(nn.Module):
     def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
         super().__init__()
         width, dropout = options.width, options.dropout
+        if options.name == "gat" and width % HEADS:
+            raise UsageError(f"student.width={width} must be a multiple of {HEADS} for gat.")
         layers = [Block(nn.Linear(inputs, width), width, dropout, convolution=False)]
-        layers += [Block(convolution(options.name, width), width, dropout, convolution=True) for _ in range(options.layers)]
+        layers += [
+            Block(convolution(options.name, width), width, dropout, convolution=True) for _ in range(options.layers)
+        ]
         self.states = nn.ModuleList(layers)
         self.post = Block(nn.Linear(width, width), width, dropout, convolution=False)
         self.head = nn.Linear(width, classes)
@@ -66,4 +73,9 @@ def normalised_adjacency(edges: Tensor, nodes: int) -> Tensor:
     rows, columns = torch.cat([edges, loops], dim=1)
     scale = torch.bincount(rows, minlength=nodes).float().rsqrt()
     values = scale[rows] * scale[columns]
-    return torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (nodes, nodes)).coalesce().to_sparse_csr()
+    indices = torch.stack([rows, columns])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR layout beta
+        return (
+            torch.sparse_coo_tensor(indices, values, (nodes, nodes), check_invariants=True).coalesce().to_sparse_csr()
+        )

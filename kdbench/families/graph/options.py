@@ -12,8 +12,8 @@ from annotated_types import Ge, Gt, Interval
 class NodeData:
     """A node-classification data set as the student sees it."""
 
-    split: Literal["seed", "0", "1"] = "0"
-    """Which published split; 'seed' takes run seed modulo 2."""
+    split: Literal["seed", "0", "1"] = "seed"
+    """Which of two splits; 'seed' takes the run seed modulo 2."""
     words: Annotated[int, Ge(0)] | None = 1000
     """Words of the student's TF-IDF input, most frequent first; 0 hides all text (constant input), null keeps all."""
     batch_size: Annotated[int, Gt(0)] | None = None
@@ -46,14 +46,26 @@ class NodeStudent:
 class NodeTeacher:
     """Where the teacher's hop-wise features come from; a softmax head on top gives its class probabilities."""
 
-    source: Literal["tfidf", "cached", "minilm", "llm"] = "tfidf"
-    """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder; llm: causal LM."""
+    source: Literal["tfidf", "cached", "minilm", "llm", "file"] = "tfidf"
+    """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder; llm: causal LM
+    tuned on prompts; file: your own features."""
     model: str = "tiny-llama"
-    """llm: Hugging Face id or folder of a causal language model; 'tiny-llama' builds a small one."""
-    tune_epochs: Annotated[float, Gt(0)] = 1.0
+    """llm: Hugging Face id or folder of a causal language model ('tiny-llama' builds a small one); file: a safetensors file
+    with 'features', [nodes, D] or [nodes, layers + 1, D]."""
+    prompt_words: Annotated[int, Gt(0)] = 100
+    """llm: words of a text in a prompt."""
+    prompt_neighbours: Annotated[int, Gt(0)] = 5
+    """llm: neighbours of each hop in a prompt."""
+    tune_epochs: Annotated[int, Gt(0)] = 1
     """llm: epochs of instruction tuning."""
     tune_lr: Annotated[float, Gt(0)] = 2e-4
     """llm: learning rate of instruction tuning."""
+    tune_length: Annotated[int, Gt(0)] = 520
+    """llm: longest prompt and answer, tokens."""
+    lora_rank: Annotated[int, Gt(0)] = 64
+    """llm: rank of the LoRA adapters."""
+    quantize: Literal["auto", "none", "nf4"] = "auto"
+    """llm: 4-bit base weights; auto takes them where CUDA and bitsandbytes are there."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the teacher's own training; one teacher serves all run seeds."""
     cache: bool = True

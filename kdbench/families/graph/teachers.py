@@ -22,6 +22,7 @@ from kdbench.errors import UsageError
 from kdbench.families.graph import data, instruction_tuning, language_model, models, prompts, sentence_encoder
 from kdbench.families.graph.data import NodeGraph, require_texts, tfidf
 from kdbench.families.graph.options import NodeTeacher
+from kdbench.hashing import file_digest
 
 STRENGTHS = (1.0, 10.0, 100.0)
 
@@ -96,8 +97,16 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
 
 def _relevant(options: NodeTeacher) -> dict[str, Any]:
     told = plain(options)
-    keys = {"source"} | ({"model", "tune_epochs", "tune_lr", "seed"} if options.source == "llm" else set())
-    return {key: told[key] for key in sorted(keys)}
+    if options.source == "file":
+        return {"source": "file", "sha256": file_digest(_file(options))}
+    return {k: v for k, v in told.items() if k == "source" or (options.source == "llm" and k != "cache")}
+
+
+def _file(options: NodeTeacher) -> Path:
+    path = Path(options.model)
+    if not path.is_file():
+        raise UsageError(f"teacher.source=file reads teacher.model, and there is no file '{path}'.")
+    return path
 
 
 def _features(graph: NodeGraph, options: NodeTeacher, hops: int, tuned: Path | None) -> Tensor:
@@ -107,22 +116,43 @@ def _features(graph: NodeGraph, options: NodeTeacher, hops: int, tuned: Path | N
         return graph.cached
     if options.source == "tfidf":
         return tfidf(graph.texts, None) if graph.texts else graph.x
+    if options.source == "file":
+        return _checked(load_file(_file(options)), graph, hops, options.model)
     require_texts(graph, options.source)
     if options.source == "minilm":
         return sentence_encoder.sentence_features(graph.texts)
     assert tuned is not None
-    asked = _prompts(graph, hops)
+    asked = _prompts(graph, options, hops)
     return language_model.features(tuned, asked, tuning_options(options))
 
 
-def _prompts(graph: NodeGraph, hops: int) -> list[list[str | None]]:
+def _checked(tensors: Mapping[str, Tensor], graph: NodeGraph, hops: int, where: str) -> Tensor:
+    features = tensors.get("features")
+    wanted = f"'features' [{len(graph.y)}, D] or [{len(graph.y)}, {hops + 1}, D]"
+    if features is None:
+        raise UsageError(f"{where} holds {', '.join(tensors) or 'nothing'}; a teacher of this task is {wanted}.")
+    shape = tuple(features.shape)
+    if shape[:1] != (len(graph.y),) or len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != hops + 1):
+        raise UsageError(f"{where} holds the teacher of another task: 'features' {list(shape)}, wanted {wanted}.")
+    return features.float()
+
+
+def _prompts(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[list[str | None]]:
     texts = text_graph(graph)
-    return [[prompts.prompt(texts, node, hop) for hop in range(hops + 1)] for node in range(len(graph.texts))]
+    size = {"words": options.prompt_words, "max_neighbours": options.prompt_neighbours}
+    return [[prompts.prompt(texts, node, hop, **size) for hop in range(hops + 1)] for node in range(len(graph.texts))]
 
 
 def tuning_options(options: NodeTeacher) -> language_model.TuningOptions:
     """Instruction-tuning options of a teacher."""
-    return language_model.TuningOptions(lr=options.tune_lr, epochs=int(options.tune_epochs))
+    return language_model.TuningOptions(
+        lr=options.tune_lr,
+        epochs=options.tune_epochs,
+        max_length=options.tune_length,
+        lora_r=options.lora_rank,
+        lora_alpha=options.lora_rank / 2,
+        quantize=options.quantize,
+    )
 
 
 def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> dict[str, Any]:
@@ -130,13 +160,21 @@ def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> di
     base = options.model
     if base == "tiny-llama":
         base = str(language_model.tiny_llama(folder / "base", options.seed))
-    texts, asked = text_graph(graph), _prompts(graph, hops)
+    texts, asked = text_graph(graph), _prompts(graph, options, hops)
     train: Sequence[int] = graph.ids("train").tolist()
     examples = [
-        (prompt, prompts.response(texts, int(graph.y[node]))) for node in train for prompt in asked[node] if prompt is not None
+        (prompt, prompts.response(texts, int(graph.y[node])))
+        for node in train
+        for prompt in asked[node]
+        if prompt is not None
     ]
     result = instruction_tuning.tune(base, examples, tuning_options(options), folder, options.seed)
-    return {"loss_first": result.loss_first, "loss_last": result.loss_last, "steps": result.steps, "notes": list(result.notes)}
+    return {
+        "loss_first": result.loss_first,
+        "loss_last": result.loss_last,
+        "steps": result.steps,
+        "notes": list(result.notes),
+    }
 
 
 def build(graph: NodeGraph, hops: int, features: Path, head: Path) -> HopTeacher:

@@ -1,0 +1,313 @@
+"""The command line. Commands are thin; torch is imported when a run starts and not before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench import __version__
+from kdbench.errors import KdbenchError, UsageError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Commands(click.Group):
+    """Answers an unknown command with the nearest one."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None:
+            from kdbench.errors import unknown
+
+            raise unknown("command", args[0], self.list_commands(context))
+        return super().resolve_command(context, args)
+
+
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    envvar="KDBENCH_RUNS",
+    show_default=True,
+    help="Folder of runs, stages and caches ($KDBENCH_RUNS).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="kdbench")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Which knowledge-distillation method helps on your task, and is its gain real?
+
+    \b
+    kdbench run task=gnn method=lingugkd              first contact, generated data
+    kdbench list                                      tasks and methods
+    kdbench show lingugkd                             equations, hyper-parameters, paper
+    kdbench compare task=gnn method=kd,lingugkd       tables from the records
+    """
+
+
+def _print(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+@main.command()
+@click.argument("overrides", nargs=-1, metavar="KEY=VALUE…")
+@runs_option
+@json_option
+@click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
+@click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
+def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: bool, dry_run: bool) -> None:
+    """Run methods on a task, with the baselines of the same seeds, and print the table.
+
+    Any key takes several values; runs that are done are skipped, a killed run goes on from its last checkpoint.
+
+    \b
+    kdbench run task=gnn method=lingugkd
+    kdbench run task=gnn/cora_text method=lingugkd seed=0..9 student.name=gcn,gat
+    kdbench run task=gnn/cora_text method=lingugkd control=none,shuffled_teacher seed=0..9
+    kdbench run task=gnn method=lingugkd method.temperature=0.1 trainer.max_epochs=50
+    """
+    from kdbench.config import expand
+    from kdbench.launch import local
+
+    asked = expand(overrides)
+    configs = asked if no_baselines else local.with_baselines(asked)
+    if dry_run:
+        lines = [{"command": c.command, "hash": c.hash} for c in configs]
+        _print(lines) if as_json else click.echo("\n".join(f"{line['hash'][:16]}  {line['command']}" for line in lines))
+        return
+    note = local.scale_note(asked, overrides)
+    if note and not as_json:
+        click.echo(note, err=True)
+    report = local.launch(configs, runs)
+    _tables([outcome.record for outcome in report.outcomes], as_json, folders=[o.folder for o in report.outcomes])
+    if report.failures:
+        listed = "".join(f"\n  {local.label(config)}: {message}" for config, message in report.failures)
+        raise KdbenchError(f"{len(report.failures)} of {len(configs)} runs failed:{listed}")
+
+
+def _tables(found: Sequence[Any], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None) -> None:
+    from kdbench.results import compare, render
+
+    comparisons = compare.compare(found, metric)
+    if as_json:
+        places = [str(folder / "record.json") for folder in folders]
+        _print({"comparisons": [compare.to_json(c) for c in comparisons], "records": places})
+        return
+    from rich.console import Console
+
+    width = max(100, min(140, Console().width))
+    for comparison in comparisons:
+        Console(width=width).print(render.table(comparison))
+    if folders:
+        click.echo(f"Records: {len(folders)} under {os.path.commonpath(folders)}")
+
+
+@main.command(name="list")
+@click.argument("pattern", default="*")
+@json_option
+def list_(pattern: str, as_json: bool) -> None:
+    """List tasks and methods; PATTERN may hold wildcards.
+
+    \b
+    kdbench list
+    kdbench list 'gnn/*'
+    kdbench list kd --json
+    """
+    from kdbench.describe import listing
+
+    found = listing(pattern)
+    if as_json:
+        _print(found)
+        return
+    for heading, rows in found.items():
+        if rows:
+            click.echo(f"{heading.capitalize()}:")
+        for row in rows:
+            detail = ", ".join(row["scales"]) if "scales" in row else f"{row['family']}, teacher {row['teacher']}"
+            click.echo(f"  {row['name']:<16} {row['title']} ({detail})")
+
+
+@main.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show one task, method or record file.
+
+    \b
+    kdbench show lingugkd
+    kdbench show gnn/cora_text
+    kdbench show runs/gnn/lingugkd/*/record.json
+    """
+    from kdbench import describe, present
+
+    told = describe.description(name)
+    _print(told) if as_json else click.echo(present.description(told))
+
+
+@main.command()
+@click.argument("filters", nargs=-1, metavar="KEY=VALUE…")
+@click.option("--from", "sources", multiple=True, type=click.Path(path_type=Path), help="Folder or file of records.")
+@runs_option
+@click.option("--metric", help="Another metric of the records than the task's own.")
+@click.option("--markdown", is_flag=True, help="Print Markdown tables.")
+@json_option
+def compare(
+    filters: tuple[str, ...], sources: tuple[Path, ...], runs: Path, metric: str | None, markdown: bool, as_json: bool
+) -> None:
+    """Compare methods on a task from the records; alone and kd always stand beside them.
+
+    \b
+    kdbench compare task=gnn method=kd,lingugkd
+    kdbench compare task=gnn/cora_text data.words=100 --from leaderboard/records --markdown
+    """
+    from kdbench.results import compare as comparing
+    from kdbench.results import render, store
+    from kdbench.select import matching
+
+    places = list(sources or [runs])
+    found = matching(store.read(places), filters)
+    if not found:
+        raise UsageError(f"No record in {', '.join(map(str, places))} matches {' '.join(filters) or 'anything'}.")
+    if markdown:
+        click.echo("\n".join(render.markdown(c) for c in comparing.compare(found, metric)))
+    else:
+        _tables(found, as_json, metric=metric)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@json_option
+def validate(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check records one by one and against each other; every wrong field is named.
+
+    \b
+    kdbench validate leaderboard/records
+    """
+    from kdbench.results import store
+
+    report = store.validate(paths)
+    if as_json:
+        problems = [{"path": str(p.path), "field": p.field, "message": p.message} for p in report.problems]
+        _print({"valid": report.valid, "problems": problems})
+    else:
+        for problem in report.problems:
+            click.echo(f"{problem.path}: {problem.field}: {problem.message}", err=True)
+        click.echo(f"{report.valid} valid, {len({p.path for p in report.problems})} with problems")
+    if report.problems or not report.valid:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@runs_option
+@json_option
+def reproduce(record: Path, runs: Path, as_json: bool) -> None:
+    """Run a record again from its JSON alone and report whether the numbers match (exit code 1 when they do not).
+
+    \b
+    kdbench reproduce leaderboard/records/gnn/cora_text/….json
+    """
+    from kdbench.reproduce import reproduce as again
+
+    told = again(record, runs)
+    if as_json:
+        _print(told)
+    else:
+        click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {record}")
+        for line in told["differences"] + told["environment"]:
+            click.echo(f"  {line}")
+    if not told["match"]:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--fetch", "get", is_flag=True, help="Download what has a public origin.")
+@json_option
+def data(name: str | None, get: bool, as_json: bool) -> None:
+    """What data is here, what is missing and how it is got; licences and checksums.
+
+    \b
+    kdbench data
+    kdbench data cora_text --json
+    kdbench data cora --fetch
+    """
+    from kdbench import datasets, present
+
+    if get and name:
+        datasets.fetch(name)
+    elif get:
+        raise UsageError("--fetch needs the name of a data set.")
+    names = [name] if name else list(datasets.datasets())
+    told = [datasets.inventory(datasets.dataset(one)) for one in names]
+    _print(told) if as_json else click.echo(present.inventory(told))
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Versions, devices, extras, and what each missing extra would enable."""
+    from kdbench import describe, present
+
+    told = describe.doctor()
+    _print(told) if as_json else click.echo(present.doctor(told))
+
+
+def entry(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; every error is one message on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        main.main(args=words, prog_name="kdbench", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("Interrupted. The same command goes on from the last checkpoint.", 130, debug)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2, debug)
+    except KdbenchError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(_os_message(error), 1, debug)
+    return 0
+
+
+def _os_message(error: OSError) -> str:
+    where = f" '{error.filename}'" if error.filename else ""
+    if error.errno in DISK_FULL:
+        return f"The disk is full{where}. Finished runs are safe; free some room and run the same command again."
+    if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+        return f"Cannot write to{where or ' the run folder'}: {error.strerror}. Choose another folder with --runs."
+    return f"{error.strerror or error}{where}."
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"Error: {message}", err=True)
+    return code
+
+
+def console() -> None:
+    """Entry point of the ``kdbench`` command."""
+    sys.exit(entry())

