@@ -63,7 +63,7 @@ class TeacherCache:
 
     @classmethod
     def ensure(cls, root: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> TeacherCache:
-        """Open the cache of ``key`` under ``root``, first writing it from ``chunks`` (rows in order) if it is not there.
+        """Open the cache of ``key`` under ``root``, first writing it from ``chunks`` (rows in order) if need be.
 
         A lock keeps two processes from writing it twice; a killed writer leaves nothing that opens.
         """
@@ -96,7 +96,7 @@ class TeacherCache:
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``."""
         block = self._rows.index_select(0, rows)
-        parts = block.split(self._widths, dim=1)
+        parts = torch.split(block, self._widths, dim=1)
         return {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 

@@ -24,7 +24,7 @@ class EpochStreams(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Keeps the student's weights of the best validation, in memory and in the checkpoint. Ties go to the earlier epoch."""
+    """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals."""
 
     def __init__(self, metric: str, mode: str = "max") -> None:
         self.metric, self.mode = metric, mode
@@ -36,7 +36,7 @@ class Selection(pl.Callback):
         better = value > self.value if self.mode == "max" else value < self.value
         if self.epoch < 0 or better:
             self.epoch, self.value = trainer.current_epoch, value
-            state: dict[str, Tensor] = module.student.state_dict()  # type: ignore[operator, union-attr, assignment]
+            state = module.get_submodule("student").state_dict()
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Curves(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:  # type: ignore[operator]
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         self.values["epoch"].append(float(trainer.current_epoch))
         for name, value in trainer.callback_metrics.items():

@@ -50,10 +50,9 @@ def latency_ms(forward: Callable[[], Any], device: torch.device, repeats: int = 
 
 
 class PeakMemory:
-    """Peak memory of this process between :meth:`start` and :meth:`bytes`: CUDA's own count, else Linux's resident peak."""
+    """Peak memory of this process from here to :meth:`bytes`: CUDA's own count, else Linux's resident peak."""
 
-    def start(self) -> None:
-        """Forget earlier peaks."""
+    def __init__(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         try:
@@ -63,7 +62,7 @@ class PeakMemory:
             self._resets = False
 
     def bytes(self) -> int | None:
-        """The peak since :meth:`start`; None where the system cannot reset it."""
+        """The peak so far; None where the system cannot reset it."""
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             return int(torch.cuda.max_memory_allocated())
         if not self._resets:

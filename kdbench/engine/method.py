@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -38,6 +38,8 @@ class Step:
     teachers: Mapping[str, Teacher]
     epoch: int
     module: pl.LightningModule
+    told: dict[str, Tensor] = field(default_factory=dict)
+    """Further values that the method wants logged, by name."""
 
     @cached_property
     def teacher(self) -> Outputs:

@@ -54,12 +54,16 @@ class DistillationModule(pl.LightningModule):
     def results(self, split: str) -> dict[str, float]:
         """The metrics of ``split`` over the batches since the last call, which they forget."""
 
+    def details(self) -> dict[str, Any]:
+        """Record fields (``confusion``, ``predictions``) of the last test."""
+        return {}
+
     def rows(self, feature: Tensor, batch: Any) -> Tensor:
         """The rows of a tapped feature that belong to the batch (all of them by default)."""
         return feature
 
     def attach(self, method: Method, teachers: Mapping[str, Teacher], modules: Mapping[str, nn.Module]) -> None:
-        """Give the module its method, the teachers (held, not registered) and the networks trained beside the student."""
+        """Give the module its method, its teachers (held, not registered) and the networks that are trained with it."""
         self._method, self._teachers = method, teachers
         self._taps = Taps(self.student, method.taps(self.student))
         self.method_modules.update(modules)
@@ -81,9 +85,14 @@ class DistillationModule(pl.LightningModule):
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
             raise NonFiniteLossError(self.global_step, {name: float(term) for name, term in terms.items()})
-        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
-        logged |= {f"weight/{n}": w.detach() if isinstance(w, Tensor) else w for n, w in weights.items()}
-        self.log_dict({**logged, "train/loss": total.detach()}, on_step=False, on_epoch=True, batch_size=len(targets))
+        told = {
+            "loss": total,
+            **terms,
+            **{f"weight of {name}": weight for name, weight in weights.items()},
+            **step.told,
+        }
+        logged = {f"train/{name}": torch.as_tensor(value).detach() for name, value in told.items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(targets))
         return total
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

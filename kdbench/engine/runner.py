@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, EpochStreams, Progress, Selection
+from kdbench.engine.distributed import rank
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import AXES, axis, seeded
@@ -29,13 +31,12 @@ from kdbench.engine.stages import StageStore
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import Teacher
 from kdbench.errors import NonFiniteLossError
-from kdbench.hashing import write_atomic
+from kdbench.hashing import digest, write_atomic
 from kdbench.results import record as records
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pytorch_lightning.*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
 
@@ -78,18 +79,11 @@ def finished(root: Path, config: RunConfig) -> records.Record | None:
 
 def load_method(config: RunConfig) -> Method:
     """The method object of a run."""
-    import importlib
-
     info = method(config.method, config.family, config.kind)
     module = importlib.import_module(info.module)
-    found = next(
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == info.module
-    )
+    own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == info.module)
+    found = next(kind for kind in own if issubclass(kind, Method))
     options = getattr(module, "Hyperparameters", info.hyperparameters)
-    from dataclasses import asdict
-
     return found(options(**asdict(config.hyperparameters)))
 
 
@@ -99,10 +93,11 @@ def load_task(config: RunConfig, store: StageStore) -> Task:
     return built
 
 
-def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome:
+def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
     """Do one run, or return the record of an earlier one. A killed run goes on from its last checkpoint.
 
-    Raises :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
+    Under several processes every one of them calls this; only the first gets an outcome. Raises
+    :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,10 +110,13 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome:
         try:
             fields = session.execute()
         except NonFiniteLossError as error:
-            failure = {"reason": str(error), "step": error.step, "terms": {k: _told(v) for k, v in error.terms.items()}}
-            fields = {**session.facts(), "status": "failed", "failure": failure}
-            _write(folder, config, fields, started)
+            terms = {name: _told(value) for name, value in error.terms.items()}
+            failure = {"reason": str(error), "step": error.step, "terms": terms}
+            if rank() == 0:
+                _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
+        if fields is None:
+            return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
@@ -128,7 +126,7 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    if int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))) > 0:
+    if rank() > 0:
         yield
         return
     lock = FileLock(folder / "lock")
@@ -144,30 +142,22 @@ def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 
 def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: datetime) -> records.Record:
-    record = records.seal(
-        {
-            "schema_version": records.SCHEMA_VERSION,
-            "family": config.family,
-            "task": config.task,
-            "scale": config.scale,
-            "method": config.method,
-            "control": config.control,
-            "seed": config.seed,
-            "command": config.command,
-            "config": config.to_json(),
-            "config_hash": config.hash,
-            "group": records.group_of(config.to_json()),
-            "versions": costs.versions(),
-            "git": costs.git_state(),
-            "seeds": {name: axis(config.seed, name) for name in AXES},
-            "started": started,
-            "finished": datetime.now(UTC),
-            **dict.fromkeys(ABSENT),
-            "notes": [],
-            "curves": {},
-            **fields,
-        }
-    )
+    content = {
+        "schema_version": records.SCHEMA_VERSION,
+        **{name: getattr(config, name) for name in ("family", "task", "scale", "method", "control", "seed", "command")},
+        "config": config.to_json(),
+        "config_hash": config.hash,
+        "group": records.group_of(config.to_json()),
+        "versions": costs.versions(),
+        "git": costs.git_state(),
+        "seeds": {name: axis(config.seed, name) for name in AXES},
+        "notes": [],
+        "curves": {},
+        "started": started,
+        "finished": datetime.now(UTC),
+        **dict.fromkeys(ABSENT),
+    }
+    record = records.seal({**content, **fields})
     write_atomic(folder / "record.json", records.dumps(record))
     (folder / "last.ckpt").unlink(missing_ok=True)
     return record
@@ -181,35 +171,32 @@ class Session:
         self.store = StageStore(root / "stages")
         self.task = load_task(config, self.store)
         self.method = load_method(config)
-        self.memory = costs.PeakMemory()
+        self.device = torch.device("cpu")
 
-    def execute(self) -> dict[str, Any]:
-        """Stages, training, selection, test, costs; returns the record's fields."""
-        self.memory.start()
+    def execute(self) -> dict[str, Any] | None:
+        """Stages, training, selection, test, costs; the record's fields, or None in all processes but the first."""
+        memory = costs.PeakMemory()
         if self.method.teacher != "none":
             for stage in (*self.task.stages(), *self.method.stages(self.task)):
                 self.reporter.stage(stage.name)
                 self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
+        if rank() > 0:
+            return None
         module.student.load_state_dict(selection.weights)
-        module.eval()
-        val = self.evaluate(module, "val")
-        test = self.evaluate(module, "test")
-        peak = self.memory.bytes()
+        module.to(self.device).eval()
+        val, test = self.evaluate(module, "val"), self.evaluate(module, "test")
+        peak = memory.bytes()
         write_atomic(self.folder / "student.safetensors", save(selection.weights))
+        chosen = {"metric": selection.metric, "mode": selection.mode, "epoch": selection.epoch}
         return {
             **self.facts(),
             "status": "done",
             "teacher": self.teacher_facts(teachers),
-            "selection": {
-                "metric": self.config.metric,
-                "mode": selection.mode,
-                "epoch": selection.epoch,
-                "value": val[self.config.metric],
-            },
+            "selection": {**chosen, "value": val[selection.metric]},
             "metrics": {"val": val, "test": test},
-            **module.test_details(),
+            **module.details(),
             "costs": {**self.costs(module), "train_seconds": curves.seconds, "peak_memory_bytes": peak},
             "curves": curves.values,
         }
@@ -222,15 +209,15 @@ class Session:
         module = self.task.module(student)
         teachers = dict(self.method.teachers(self.task))
         module.attach(self.method, teachers, {})
-        with seeded(axis(seed, "training")), torch.no_grad():
-            batch = self.task.example()
-            module.eval()
+        batch = self.task.example()
+        module.eval()
+        with torch.no_grad():
             _, features = module.observe(batch)
             outputs = {name: value for teacher in teachers.values() for name, value in teacher(batch).items()}
-            module.train()
-        shapes = Shapes(*({name: tuple(v.shape[1:]) for name, v in values.items()} for values in (features, outputs)))
+        module.train()
+        shapes = [{name: tuple(value.shape[1:]) for name, value in group.items()} for group in (features, outputs)]
         with seeded(axis(seed, "method")):
-            module.method_modules.update(self.method.modules(shapes))
+            module.method_modules.update(self.method.modules(Shapes(*shapes)))
         return module, teachers
 
     def train(self, module: DistillationModule) -> tuple[Selection, Curves]:
@@ -238,22 +225,13 @@ class Session:
         options, metric = self.config.trainer, self.config.metric
         epochs = self.method.epochs(options.max_epochs)
         selection, curves = Selection(metric), Curves()
-        keep = ModelCheckpoint(
+        checkpoint = ModelCheckpoint(
             dirpath=self.folder,
             filename="last",
             every_n_epochs=options.checkpoint_every_n_epochs,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        callbacks: list[pl.Callback] = [
-            EpochStreams(self.config.seed),
-            self.method,
-            *self.method.companions(),
-            selection,
-            curves,
-            Progress(self.reporter.epoch, metric),
-            keep,
-        ]
         trainer = pl.Trainer(
             max_epochs=epochs,
             accelerator=options.accelerator,
@@ -264,7 +242,15 @@ class Session:
             accumulate_grad_batches=options.accumulate_grad_batches,
             gradient_clip_val=options.gradient_clip_val or None,
             check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
-            callbacks=callbacks,
+            callbacks=[
+                EpochStreams(self.config.seed),
+                self.method,
+                *self.method.companions(),
+                selection,
+                curves,
+                Progress(self.reporter.epoch, metric),
+                checkpoint,
+            ],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -273,53 +259,46 @@ class Session:
             default_root_dir=self.folder,
         )
         last = self.folder / "last.ckpt"
-        trainer.fit(
-            module, datamodule=self.task.data(), ckpt_path=str(last) if last.exists() else None, weights_only=False
-        )
+        start = str(last) if last.exists() else None
+        try:
+            trainer.fit(module, datamodule=self.task.data(), ckpt_path=start, weights_only=False)
+        except SystemExit:
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        self.device = trainer.strategy.root_device
         return selection, curves
 
     @torch.no_grad()
     def evaluate(self, module: DistillationModule, split: str) -> dict[str, float]:
         """The metrics of the student as it stands; the test loader is made here and nowhere else."""
         data = self.task.data()
-        data.setup("test" if split == "test" else "validate")
-        loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-        for batch in loader:
+        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
             moved = module.transfer_batch_to_device(batch, module.device, 0)
             module.evaluate(split, module.forward_batch(moved), module.targets(moved))
         return module.results(split)
 
     def facts(self) -> dict[str, Any]:
         """Data, hardware and stages: what a failed record says too."""
-        facts, config = self.task.facts, self.config
-        device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
+        facts, stages = self.task.facts, self.store.results.values()
+        told = ("name", "sha256", "split_sha256", "generated", "licence")
         return {
-            "data": {
-                "name": facts.name,
-                "sha256": facts.sha256,
-                "split_sha256": facts.split_sha256,
-                "generated": facts.generated,
-                "licence": facts.licence,
-                "sizes": dict(facts.sizes),
-            },
-            "hardware": costs.hardware(device),
-            "stages": [
-                {"name": s.name, "key": s.key, "seconds": s.seconds, "reused": s.reused}
-                for s in self.store.results.values()
-            ],
+            "data": {**{name: getattr(facts, name) for name in told}, "sizes": dict(facts.sizes)},
+            "hardware": costs.hardware(self.device),
+            "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
         }
 
     def teacher_facts(self, teachers: dict[str, Teacher]) -> dict[str, Any] | None:
         """The record's account of the teacher; None without one."""
-        if not teachers:
+        hashes = sorted(teacher.sha256 for teacher in teachers.values())
+        if not hashes:
             return None
-        told = self.task.teacher_facts()
-        return {**told, "sha256": "-".join(teacher.sha256 for teacher in teachers.values())}
+        return {**self.task.teacher_facts(), "sha256": hashes[0] if len(hashes) == 1 else digest(hashes)}
 
     def costs(self, module: DistillationModule) -> dict[str, Any]:
         """Costs of the deployed student and of what was trained with it."""
-        batch = self.task.example()
-        forward: Callable[[], Any] = lambda: module.forward_batch(batch)  # noqa: E731
+        batch = module.transfer_batch_to_device(self.task.example(), module.device, 0)
+        forward = partial(module.forward_batch, batch)
         return {
             "parameters": costs.parameters(module.student),
             "trained_parameters": costs.parameters(module),

@@ -55,7 +55,7 @@ class Taps:
         return read
 
     def read(self) -> dict[str, Tensor]:
-        """The outputs of the last forward pass, by alias. Raises :class:`KdbenchError` for a missed or overwritten one."""
+        """The outputs of the last forward pass, by alias; a missed or overwritten one raises :class:`KdbenchError`."""
         missed = self._modules.keys() - self._outputs.keys()
         if missed:
             raise KdbenchError(f"Taps not reached by the forward pass: {', '.join(sorted(missed))}.")

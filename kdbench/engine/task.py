@@ -40,6 +40,9 @@ class DataFacts:
 class Task(ABC):
     """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind."""
 
+    chunk: int | None = None
+    """Rows per teacher call while the cache is written; None for all at once."""
+
     def __init__(self, config: RunConfig, store: StageStore) -> None:
         self.config, self.store = config, store
 
@@ -90,8 +93,8 @@ class Task(ABC):
         teacher, facts = self.live_teacher(), self.facts
         first = teacher(self.batch_of(torch.arange(1)))
         key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows)
-        size = facts.rows
-        chunks = (teacher(self.batch_of(rows)) for rows in torch.arange(facts.rows).split(size))
+        every = torch.split(torch.arange(facts.rows), self.chunk or facts.rows)
+        chunks = (teacher(self.batch_of(rows)) for rows in every)
         return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
 
     def teacher(self) -> Teacher:

@@ -98,7 +98,7 @@ def shuffled(groups: Tensor, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(axis(seed, "control"))
     order = torch.arange(len(groups))
-    for group in groups.unique():
+    for group in sorted(set(groups.tolist())):
         members = (groups == group).nonzero().flatten()
         order[members] = members[torch.randperm(len(members), generator=generator)]
     return order
@@ -119,7 +119,7 @@ class EMATeacher(pl.Callback, Teacher):
         self._restored: Mapping[str, Tensor] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.network = copy.deepcopy(module.student).eval().requires_grad_(False)  # type: ignore[operator, union-attr]
+        self.network = copy.deepcopy(module.get_submodule("student")).eval().requires_grad_(False)
         if self._restored is not None:
             self.network.load_state_dict(self._restored)
 
@@ -128,7 +128,7 @@ class EMATeacher(pl.Callback, Teacher):
     ) -> None:
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and trainer.global_step % self.every == 0:
-            self.update(module.student)  # type: ignore[arg-type]
+            self.update(module.get_submodule("student"))
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

@@ -29,7 +29,8 @@ import torch
 from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
-from kdbench.engine.losses import gather, info_nce
+from kdbench.engine.distributed import gather
+from kdbench.engine.losses import info_nce
 from kdbench.engine.method import Method, Shapes, Step
 
 
@@ -75,7 +76,7 @@ class Weights(nn.Module):
 
 
 class LinguGKD(Method):
-    """Adds the term ``kd``; logs each layer's loss as ``train/layer<l>`` with weight 0 in the sum."""
+    """Adds the term ``kd``; logs each hop's loss and weight γ."""
 
     title = "layer-adaptive contrast with a language model's hop-wise features"
     paper = "https://arxiv.org/abs/2402.05894"
@@ -116,11 +117,10 @@ class LinguGKD(Method):
                 step.features[f"state{layer}"], candidates, positives, negatives, self.options.temperature
             )
         gamma = torch.as_tensor(weights.layers).softmax(0)
-        kd = torch.stack([gamma[hop] * loss for hop, loss in layers.items()]).sum()
-        return {"kd": kd, **{f"layer{hop}": loss.detach() for hop, loss in layers.items()}}
+        step.told |= {f"layer{hop}": loss for hop, loss in layers.items()}
+        step.told |= {f"gamma{hop}": weight for hop, weight in enumerate(gamma)}
+        return {"kd": torch.stack([gamma[hop] * loss for hop, loss in layers.items()]).sum()}
 
-    def weights(self, step: Step) -> Mapping[str, Tensor | float]:
-        logits = step.module.get_submodule("method_modules.weights").losses
-        alpha = torch.as_tensor(logits).softmax(0)
-        silent = {f"layer{hop}": 0.0 for _, hop in self.pairs(len(step.features))}
-        return {"task": alpha[0], "kd": alpha[1], **silent}
+    def weights(self, step: Step) -> Mapping[str, Tensor]:
+        alpha = torch.as_tensor(step.module.get_submodule("method_modules.weights").losses).softmax(0)
+        return {"task": alpha[0], "kd": alpha[1]}

@@ -81,8 +81,7 @@ class NodeClassification(DistillationModule):
         metrics.reset()
         return {name: float(values[name]) for name in ("accuracy", "macro_f1")}
 
-    def test_details(self) -> dict[str, Any]:
-        """Confusion matrix and predictions of the last test."""
+    def details(self) -> dict[str, Any]:
         return self._details
 
 

@@ -1,0 +1,37 @@
+"""Several processes: who we are, and rows gathered with their gradients."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+
+def rank() -> int:
+    """Our number among the processes of this run: the process group's, else the launcher's, else 0."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def gather(rows: Tensor) -> tuple[Tensor, int]:
+    """All processes' rows ``[W·b, *]`` in rank order, and the offset of ours; gradients flow back to every process.
+
+    A loss over gathered rows, averaged over local anchors, equals under DDP the same loss of one process on the global
+    batch. Every process must hold the same number of rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows, 0
+    parts = all_gather(rows) if rows.requires_grad else _all_gather(rows)  # type: ignore[no-untyped-call]
+    return torch.cat(list(parts)), dist.get_rank() * len(rows)
+
+
+def _all_gather(rows: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return parts
