@@ -85,7 +85,7 @@ class Task(ABC):
 
     @abstractmethod
     def teacher_facts(self) -> dict[str, Any]:
-        """``kind``, ``description``, ``metrics`` of val and test, and ``predictions`` of the teacher, for the record."""
+        """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``."""
 
     @cached_property
     def cache(self) -> TeacherCache:
