@@ -13,14 +13,17 @@ from torch import Tensor
 from kdbench.engine.seeds import axis
 
 
-class EpochStreams(pl.Callback):
-    """Seeds torch at the start of every epoch from (run seed, epoch), so that resuming needs no saved random state."""
+class StepStreams(pl.Callback):
+    """Seeds torch before every step from (run seed, epoch, batch, process): resuming needs no saved random state.
+
+    Not once an epoch, because making a loader's iterator draws from torch's global stream too.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        torch.manual_seed(axis(self.seed, "training", trainer.current_epoch, trainer.global_rank))
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(axis(self.seed, "training", trainer.current_epoch, batch_idx, trainer.global_rank))
 
 
 class Selection(pl.Callback):

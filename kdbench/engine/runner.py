@@ -22,7 +22,7 @@ from safetensors.torch import save
 from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, EpochStreams, Progress, Selection
+from kdbench.engine.callbacks import Curves, Progress, Selection, StepStreams
 from kdbench.engine.distributed import rank
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -243,7 +243,7 @@ class Session:
             gradient_clip_val=options.gradient_clip_val or None,
             check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
             callbacks=[
-                EpochStreams(self.config.seed),
+                StepStreams(self.config.seed),
                 self.method,
                 *self.method.companions(),
                 selection,

@@ -14,7 +14,7 @@ AXES = ("split", "student", "method", "teacher", "data_order", "training", "cont
 def axis(seed: int, name: str, *more: int) -> int:
     """The seed of one stream: the first 32 bits of SHA-256("name:seed:more…").
 
-    Every epoch draws from ``axis(seed, "training", epoch)``, so a resumed run repeats an uninterrupted one.
+    Every step draws from ``axis(seed, "training", epoch, batch, …)``, so a resumed run repeats an uninterrupted one.
     """
     text = ":".join(map(str, (name, seed, *more)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
