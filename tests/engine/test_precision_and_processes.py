@@ -1,0 +1,94 @@
+"""Mixed precision, gradient accumulation and two processes give the numbers that they should."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kdbench.config import expand
+from kdbench.engine.runner import Outcome, run
+
+PLAIN = ["student.dropout=0", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.schedule=constant"]
+SMALL = ["task=gnn", "student.width=16", "trainer.max_epochs=2", "trainer.accelerator=cpu", *PLAIN]
+
+
+class Silent:
+    def stage(self, name: str) -> None: ...
+
+    def epoch(self, done: int, total: int, value: float | None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def student(folder: Path) -> dict[str, torch.Tensor]:
+    """The trained weights, without what batch norm only counts."""
+    return {
+        k: v for k, v in load_file(folder / "student.safetensors").items() if "running" not in k and "num_" not in k
+    }
+
+
+def in_process(root: Path, *words: str) -> Outcome:
+    """Do one run here."""
+    (config,) = expand([*SMALL, *words])
+    outcome = run(config, root, Silent())
+    assert outcome is not None
+    return outcome
+
+
+def processes(root: Path, *words: str) -> Path:
+    """Do one run by the command line, which may start more processes; its folder."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    command = [
+        sys.executable,
+        "-m",
+        "kdbench.cli",
+        "run",
+        *SMALL,
+        *words,
+        "--no-baselines",
+        "--json",
+        "--runs",
+        str(root),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=clean, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = root.rglob("record.json")
+    return path.parent
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Over all weights."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
+    # Batch norm sees the whole graph either way, so two half batches are one whole batch.
+    whole = in_process(tmp_path, "method=kd", "data.batch_size=120")
+    halves = in_process(tmp_path, "method=kd", "data.batch_size=60", "trainer.accumulate_grad_batches=2")
+    single = in_process(tmp_path, "method=kd", "data.batch_size=60")
+    assert largest_difference(student(whole.folder), student(halves.folder)) < 1e-5
+    assert largest_difference(student(whole.folder), student(single.folder)) > 1e-4
+
+
+def test_bfloat16_trains(tmp_path: Path) -> None:
+    mixed = in_process(tmp_path, "method=lingugkd", "trainer.precision=bf16-mixed").record.curves["train/loss"]
+    single = in_process(tmp_path, "method=lingugkd").record.curves["train/loss"]
+    assert mixed != single and mixed == pytest.approx(single, rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path) -> None:
+    # The contrast needs every row of the global batch: it only matches if the rows are gathered with their gradients.
+    words = ["method=lingugkd", "method.projector_dropout=0"]
+    one = student(in_process(tmp_path / "a", *words, "data.batch_size=120").folder)
+    half = student(in_process(tmp_path / "b", *words, "data.batch_size=60").folder)
+    two = student(processes(tmp_path / "c", *words, "data.batch_size=60", "trainer.devices=2", "trainer.strategy=ddp"))
+    assert largest_difference(one, two) < 2e-5
+    assert largest_difference(one, half) > 1e-3
