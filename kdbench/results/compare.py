@@ -26,8 +26,10 @@ COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", 
 class Row:
     """One arm. Scores and costs are means over the seeds that finished; None means not measured, never zero.
 
-    ``interval`` is the 95 % Student t interval of ``mean``; ``p_alone`` and ``p_kd`` are Holm-adjusted over the arms
-    compared with that baseline. ``method`` is ``teacher`` for the teacher, whose ``n`` counts different teachers.
+    ``interval`` is the 95 % Student t interval of ``mean``; ``p_alone``, ``p_kd`` are Holm-adjusted over the methods
+    compared with that baseline. A control's ``delta_real`` is the same method with its real teacher minus the control,
+    and its only p is ``p_real``, Holm-adjusted over the controls. ``method`` is ``teacher`` for the teacher, whose ``n``
+    counts different teachers.
     """
 
     label: str
@@ -42,6 +44,8 @@ class Row:
     p_alone: float | None = None
     delta_kd: PairedDifference | None = None
     p_kd: float | None = None
+    delta_real: PairedDifference | None = None
+    p_real: float | None = None
     gap_closed: float | None = None
     agreement: float | None = None
     parameters: float | None = None
@@ -132,7 +136,7 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         mode=mode,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
-        rows=(*_teacher_rows(teachers, metric), *_adjusted([_row(a, alone, kd, teachers, metric) for a in arms])),
+        rows=(*_teacher_rows(teachers, metric), *_adjusted([_row(a, arms, alone, kd, teachers, metric) for a in arms])),
     )
 
 
@@ -214,7 +218,14 @@ def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Ro
     return [Row("teacher", "teacher", "none", len(different), seeds, 0, mean, interval)]
 
 
-def _row(arm: _Arm, alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, Record], metric: str | None) -> Row:
+def _row(
+    arm: _Arm,
+    arms: Sequence[_Arm],
+    alone: _Arm | None,
+    kd: _Arm | None,
+    teachers: Mapping[int, Record],
+    metric: str | None,
+) -> Row:
     own = arm.scores(metric)
     base = alone.scores(metric) if alone else {}
     mean, interval = mean_interval(list(own.values())) if own else (None, None)
@@ -223,11 +234,13 @@ def _row(arm: _Arm, alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, 
     if arm is alone:
         return row
     common = [seed for seed in own if seed in base]
+    real = next((a for a in arms if a.control == "none" != arm.control and arm.label.startswith(f"{a.label} · ")), None)
     taught = [_teacher_score(teachers.get(seed), metric) for seed in common]
     return replace(
         row,
         delta_alone=_delta(own, base),
         delta_kd=_delta(own, kd.scores(metric)) if kd and arm is not kd else None,
+        delta_real=_delta(real.scores(metric), own) if real else None,
         gap_closed=gap_closed([own[seed] for seed in common], [base[seed] for seed in common], taught),
     )
 
@@ -255,6 +268,14 @@ def _costs(arm: _Arm) -> dict[str, Any]:
 
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
-    p_alone = holm([row.delta_alone.p if row.delta_alone else None for row in rows])
-    p_kd = holm([row.delta_kd.p if row.delta_kd else None for row in rows])
-    return [replace(row, p_alone=a, p_kd=k) for row, a, k in zip(rows, p_alone, p_kd, strict=True)]
+    """The rows with Holm-adjusted p: over the methods for each baseline, and over the controls."""
+
+    def adjusted(deltas: Iterable[PairedDifference | None]) -> list[float | None]:
+        return holm([delta.p if delta else None for delta in deltas])
+
+    real = [row.control == "none" for row in rows]
+    p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
+    p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
+    p_real = adjusted(row.delta_real for row in rows)
+    found = zip(rows, p_alone, p_kd, p_real, strict=True)
+    return [replace(row, p_alone=a, p_kd=k, p_real=r) for row, a, k, r in found]

@@ -59,14 +59,21 @@ def title(comparison: Comparison) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A sentence for each arm but ``alone``: its difference to ``kd`` (of ``kd``: to ``alone``) and what it shows."""
+    """A sentence for each arm but ``alone``, with what its difference shows.
+
+    Of a method it is the difference to ``kd``, of ``kd`` that to ``alone``, and of a control that of the method to it:
+    what the method owes to its real teacher.
+    """
     lines = []
     for row in comparison.rows:
         delta, p, baseline = row.delta_kd, row.p_kd, comparison.kd
         if delta is None:
             delta, p, baseline = row.delta_alone, row.p_alone, comparison.alone
+        told = f"{row.label} − {baseline}"
+        if row.delta_real is not None:
+            delta, p, told = row.delta_real, row.p_real, f"{row.label.partition(' · ')[0]} − {row.label}"
         if delta is not None:
-            lines.append(f"{row.label} − {baseline}: {_verdict(delta, p, comparison)}")
+            lines.append(f"{told}: {_verdict(delta, p, comparison)}")
     return lines
 
 
@@ -78,7 +85,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         notes.append("one seed: no interval and no test; add seeds, e.g. seed=0..9")
     if any(row.p_alone is not None or row.p_kd is not None for row in students):
         notes.append(
-            "p: two-sided paired t tests over seeds, Holm-adjusted in each column; ± and brackets: 95 % intervals"
+            "p: two-sided paired t tests over seeds, Holm-adjusted over the methods; ± and brackets: 95 % intervals"
         )
     if any(row.stage_seconds for row in students):
         notes.append("train s: the student's training + the method's other stages")

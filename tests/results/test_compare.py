@@ -49,6 +49,14 @@ def test_rows_in_order(records: list[Record]) -> None:
     assert labels == ["teacher", "alone", "kd", "lingugkd", "lingugkd · random teacher"]
 
 
+def test_a_control_is_held_against_its_method(records: list[Record]) -> None:
+    control = row(one(records), "lingugkd · random teacher")
+    real = paired([x / 60 for x in OURS], [x / 60 for x in RANDOM])
+    assert control.delta_real == real and control.p_real == real.p
+    (line,) = [line for line in verdicts(one(records)) if "random teacher" in line]
+    assert line.startswith("lingugkd − lingugkd · random teacher: +7.67 points") and line.endswith("better")
+
+
 def test_scores_and_paired_differences(records: list[Record]) -> None:
     comparison = one(records)
     ours, kd = row(comparison, "lingugkd"), row(comparison, "kd")
@@ -62,10 +70,10 @@ def test_scores_and_paired_differences(records: list[Record]) -> None:
 
 def test_holm_runs_over_each_family(records: list[Record]) -> None:
     kd, ours, control = one(records).rows[2:]
-    deltas = [kd.delta_alone, ours.delta_alone, control.delta_alone]
-    assert [kd.p_alone, ours.p_alone, control.p_alone] == holm([delta.p if delta else None for delta in deltas])
-    deltas = [ours.delta_kd, control.delta_kd]
-    assert [ours.p_kd, control.p_kd] == holm([delta.p if delta else None for delta in deltas])
+    deltas = [kd.delta_alone, ours.delta_alone]
+    assert [kd.p_alone, ours.p_alone] == holm([delta.p if delta else None for delta in deltas])
+    assert ours.delta_kd and ours.p_kd == ours.delta_kd.p
+    assert control.delta_alone and control.p_alone is control.p_kd is None
 
 
 def test_gap_and_agreement(records: list[Record]) -> None:
@@ -188,7 +196,7 @@ def test_table_fits_120_columns_and_loses_nothing(records: list[Record], arms: A
 def test_markdown_row(records: list[Record]) -> None:
     line = next(line for line in markdown(one(records)).splitlines() if line.startswith("| kd |"))
     assert line == (
-        "| kd | 5 | 68.33 ± 3.27 | +6.67 | 0.004 | – | – | 0.24 | 78.33 | 23.1k | 62 | 1.25 | 3.5+0.5 | 250 |"
+        "| kd | 5 | 68.33 ± 3.27 | +6.67 | 0.002 | – | – | 0.24 | 78.33 | 23.1k | 62 | 1.25 | 3.5+0.5 | 250 |"
     )
 
 
