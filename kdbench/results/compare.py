@@ -28,7 +28,7 @@ class Row:
 
     ``interval`` is the 95 % Student t interval of ``mean``; ``p_alone``, ``p_kd`` are Holm-adjusted over the methods
     compared with that baseline. A control's ``delta_real`` is the same method with its real teacher minus the control,
-    and its only p is ``p_real``, Holm-adjusted over the controls. ``method`` is ``teacher`` for the teacher, whose ``n``
+    and its only p is ``p_real``, Holm-adjusted over the controls. ``method`` is ``teacher`` for the teacher; its ``n``
     counts different teachers.
     """
 
