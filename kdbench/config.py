@@ -6,18 +6,23 @@ The overrides follow Hydra's grammar (parsed by hydra-core, merged by OmegaConf)
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
 from kdbench.catalog import Card, MethodInfo, card, family_module, method, offered_methods
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
@@ -118,9 +123,7 @@ class RunConfig:
 
 def plain(options: Any) -> dict[str, Any]:
     """An options dataclass as plain JSON values."""
-    from pydantic import TypeAdapter
-
-    dumped: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
+    dumped: dict[str, Any] = _adapter(options.__class__).dump_python(options, mode="json")
     return dumped
 
 
@@ -135,22 +138,28 @@ class Override:
 def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar. Raises :class:`UsageError` naming the word that does not parse."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import OverrideType
+    from hydra.core.override_parser.types import OverrideType, Transformer
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
     result = []
     for word in words:
+        if "=" not in word.lstrip("="):
+            raise UsageError(f"Cannot read '{word}': options are set as key=value.")
         try:
             parsed = parser.parse_override(_expand_ranges(word))
+            if parsed.type != OverrideType.CHANGE or parsed.package is not None:
+                raise UsageError(
+                    f"Cannot use '{word}': options are set as key=value; nothing is added, deleted or moved."
+                )
+            if parsed.is_sweep_override():
+                written = [str(value) for value in parsed.sweep_iterator(transformer=Transformer.encode)]
+                values = tuple(parser.parse_override(f"{parsed.key_or_group}={value}").value() for value in written)
+            else:
+                values = (parsed.value(),)
         except HydraException as error:
-            raise UsageError(f"Cannot read '{word}': {str(error).splitlines()[0]}") from None
-        if parsed.type != OverrideType.CHANGE:
-            raise UsageError(f"Cannot use '{word}': options are set as key=value; there is nothing to add or delete.")
-        if parsed.is_sweep_override():
-            values = tuple(_element(value) for value in parsed.sweep_iterator())
-        else:
-            values = (parsed.value(),)
+            hint = "text with special characters goes in quotes: \"key='a=b'\""
+            raise UsageError(f"Cannot read '{word}': {str(error).splitlines()[0]} ({hint}).") from None
         result.append(Override(parsed.key_or_group, values))
     doubled = [o.key for o in result if sum(o.key == other.key for other in result) > 1]
     if doubled:
@@ -158,28 +167,30 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     return result
 
 
+_QUOTED_OR_RANGE = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|(?<![\w.])(\d+)\.\.(\d+)(?![\w.])""")
+LONGEST_RANGE = 10_000
+
+
 def _expand_ranges(word: str) -> str:
+    """``0..9`` outside quotes as ``0,1,…,9``."""
+
+    def written(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        first, last = int(match[1]), int(match[2])
+        if not first <= last < first + LONGEST_RANGE:
+            raise UsageError(f"Cannot use '{word}': the range {match[0]} holds no value, or more than {LONGEST_RANGE}.")
+        return ",".join(map(str, range(first, last + 1)))
+
     key, equals, value = word.partition("=")
-    full = re.sub(
-        r"(?<![\w.])(\d+)\.\.(\d+)(?![\w.])",
-        lambda m: ",".join(str(i) for i in range(int(m[1]), int(m[2]) + 1)),
-        value,
-    )
-    return key + equals + full
-
-
-def _element(value: Any) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_override(f"x={value}").value() if isinstance(value, str) else value
-    return parsed
+    return key + equals + _QUOTED_OR_RANGE.sub(written, value)
 
 
 def expand(words: Sequence[str]) -> list[RunConfig]:
     """Every run that the overrides name, seed by seed so that an interrupted grid leaves whole pairs.
 
-    ``task`` and ``method`` are required. An arm that cannot exist (a control for a method without a teacher) is an error
-    when it is all that was asked for, and left out of a larger grid.
+    ``task`` and ``method`` are required. An arm that cannot exist (a control for a method without a teacher) is an
+    error when it is all that was asked for, and left out of a larger grid.
     """
     overrides = parse_overrides(words)
     keys = {override.key for override in overrides}
@@ -234,18 +245,18 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         dataset=task.dataset,
         metric=task.metric,
         method=info.name,
-        hyperparameters=build(info.hyperparameters, mine.get("method", {}), "method"),
+        hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),
         control=control,
         seed=build(_Seed, {"seed": chosen.get("seed", 0)}, "").seed,
         teacher=built.pop("teacher", None),
         settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
-        overrides=tuple(f"{key}={_word(value)}" for key, value in chosen.items() if key not in TOP),
+        overrides=tuple(f"{key}={word(value)}" for key, value in chosen.items() if key not in TOP),
         **built,
     )
 
 
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
-    """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, their own default hyper-parameters."""
+    """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
     offered = offered_methods(config.family, config.kind)
     chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
     return [
@@ -269,8 +280,24 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     return resolve(chosen)
 
 
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+_PLAIN_WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_/](?:[\w/:%+@?-]|\.(?!\.))*", re.ASCII | re.IGNORECASE)
+
+
+def word(value: Any) -> str:
+    """A value in the grammar of the overrides: :func:`parse_overrides` reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return value if _PLAIN_WORD.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{word(key)}:{word(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(map(word, value)) + "]"
+    return str(value)
 
 
 def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: MethodInfo) -> dict[str, dict[str, Any]]:
@@ -283,10 +310,10 @@ def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: Meth
         section, dot, option = key.partition(".")
         valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
         if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
-            near = unknown("option", key, [*valid, *TOP])
-            raise UsageError(
-                f"{str(near).split(' Valid:')[0]} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'."
-            )
+            same = [name for name in valid if name.partition(".")[2] == (option or key)]
+            told = str(unknown("option", key, [*valid, *TOP])).partition(" Valid:")[0]
+            told = f"Unknown option '{key}'. Did you mean '{same[0]}'?" if same else told
+            raise UsageError(f"{told} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
         nested.setdefault(section, {})[option] = value
     return nested
 
@@ -300,41 +327,76 @@ def section_types(task: Card) -> dict[str, type]:
 
 
 def sections_of(task: Card, scale: str) -> Iterator[Mapping[str, Any]]:
-    """The card's option sections, lowest precedence first."""
+    """Option sections, lowest precedence first: the options' own defaults, the card's, its scale's."""
+    types = section_types(task).items()
+    yield {name: {f.name: f.default for f in fields(kind) if f.default is not MISSING} for name, kind in types}
     yield task.defaults
     yield task.scales[scale]
 
 
 def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge nested mappings by OmegaConf, later ones first; interpolations (``${student.width}``) are resolved."""
+    """Merge sections of options, the last layer wins; OmegaConf resolves interpolations (``${student.width}``)."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for section, values in layer.items():
+            merged.setdefault(section, {}).update(values)
+    if not any(isinstance(v, str) and "${" in v for values in merged.values() for v in values.values()):
+        return merged
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.to_container(
-            OmegaConf.merge(*(OmegaConf.create(dict(layer)) for layer in layers)), resolve=True
-        )
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"Cannot resolve the options: {str(error).splitlines()[0]}") from None
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
+    assert isinstance(resolved, dict)
+    return {str(section): values for section, values in resolved.items()}
 
 
 def build(options: type, values: Mapping[str, Any], section: str) -> Any:
-    """An options dataclass from values, every name and type checked."""
-    from pydantic import TypeAdapter, ValidationError
+    """An options dataclass from values, every name and type checked; a number is taken for a text where one is due."""
+    from pydantic import ValidationError
 
     names = [f.name for f in fields(options)]
     for name in values:
         if name not in names:
             raise OptionError(f"{section}.{name}", str(unknown("option", name, names)))
+
+    def fault(place: Iterable[str | int], given: Any, said: str) -> OptionError:
+        where = ".".join([section, *map(str, place)]).strip(".")
+        return OptionError(where, f"{where}={word(given)}: {said}.")
+
     try:
-        return TypeAdapter(options).validate_python(dict(values))
+        built = _adapter(options).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([section, *map(str, first["loc"])]).strip(".")
-        said = first["msg"].replace("Input should", "should", 1)
-        raise OptionError(place, f"{place}={_word(first['input'])}: {said}.") from None
+        faults = error.errors()
+        numbers = {e["loc"][0]: str(e["input"]) for e in faults if e["loc"] and type(e["input"]) in (int, float)}
+        try:
+            built = _adapter(options).validate_python({**values, **numbers})
+        except ValidationError:
+            first = faults[0]
+            if first["type"] == "missing":
+                place = ".".join([section, *map(str, first["loc"])])
+                raise OptionError(place, f"{place} is missing.") from None
+            raise fault(first["loc"], first["input"], first["msg"].replace("Input should", "should", 1)) from None
+    for name, given in values.items():
+        taken = getattr(built, name)
+        if isinstance(taken, bool) and not isinstance(given, bool):
+            raise fault([name], given, "should be true or false")
+        if isinstance(given, bool) and not isinstance(taken, bool):
+            raise fault([name], given, "should not be true or false")
+        if isinstance(taken, float) and not math.isfinite(taken):
+            raise fault([name], given, "should be a finite number")
+        if isinstance(taken, str) and not {"\n", "\r"}.isdisjoint(taken):
+            raise fault([name], given, "should be one line")
+    return built
+
+
+@functools.cache
+def _adapter(options: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(options)
 
 
 class OptionError(UsageError):
@@ -345,13 +407,14 @@ class OptionError(UsageError):
         super().__init__(message)
 
 
-def check_sections(task: Card, sections: Mapping[str, Any]) -> None:
+def check_sections(types: Mapping[str, type], sections: Any) -> None:
     """Check a card's option sections one value at a time, so that a fault names its field."""
-    types = section_types(task)
+    if not isinstance(sections, Mapping):
+        raise OptionError("", "a scale, like the defaults, is a mapping of sections.")
     for section, values in sections.items():
         if section not in types:
-            raise OptionError(section, str(unknown("section", section, types)))
-        if not isinstance(values, dict):
+            raise OptionError(str(section), str(unknown("section", str(section), types)))
+        if not isinstance(values, Mapping):
             raise OptionError(section, "a section is a mapping of options.")
         for key, value in values.items():
             if not (isinstance(value, str) and "${" in value):

@@ -1,4 +1,4 @@
-"""Where data lies: ``$KDBENCH_DATA``, else the user's cache, else its public origin; every file against its checksum."""
+"""Where data lies: ``$KDBENCH_DATA``, the user's cache, or its public origin; every file against its checksum."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kdbench.catalog import families
-from kdbench.errors import DataError, unknown
+from kdbench.catalog import families, folder_of, read_yaml
+from kdbench.errors import CardError, DataError, unknown
 from kdbench.hashing import digest, file_digest
 
 
@@ -61,17 +59,28 @@ def cache_root() -> Path:
 @functools.cache
 def datasets() -> dict[str, Dataset]:
     """Every data set of every family, by name."""
-    import importlib.util
-
     found: dict[str, Dataset] = {}
     for family, package in families().items():
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            path = Path(folder) / "datasets.yaml"
-            content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
-            for name, entry in content.items():
-                files = {file: File(**told) for file, told in entry.pop("files", {}).items()}
-                found[name] = Dataset(name=name, family=family, files=files, **entry)
+        path = folder_of(package) / "datasets.yaml"
+        for name, entry in read_datasets(path, family).items() if path.exists() else ():
+            if name in found:
+                raise CardError(f"{path}:1: data set '{name}' is also one of the {found[name].family} family.")
+            found[name] = entry
+    return found
+
+
+def read_datasets(path: Path, family: str) -> dict[str, Dataset]:
+    """The data sets that a family's ``datasets.yaml`` describes."""
+    content, lines = read_yaml(path)
+    if not isinstance(content, dict):
+        raise CardError(f"{path}:1: this is a mapping of data sets by name.")
+    found = {}
+    for name, entry in content.items():
+        try:
+            files = {file: File(**told) for file, told in entry.get("files", {}).items()}
+            found[name] = Dataset(**{**entry, "name": name, "family": family, "files": files})
+        except (AttributeError, TypeError) as error:
+            raise CardError(f"{path}:{lines[name]}: {name}: {error}.") from None
     return found
 
 

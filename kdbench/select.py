@@ -14,8 +14,8 @@ BASELINES = ("alone", "kd")
 def matching(found: Sequence[Record], words: Sequence[str]) -> list[Record]:
     """Records whose task, scale, control, seed and ``section.option`` are among the values given.
 
-    ``method`` keeps the baselines beside the methods named. Raises :class:`UsageError` for a key no record has or a method
-    without records.
+    ``method`` keeps the baselines beside the methods named. Raises :class:`UsageError` for a key no record has or a
+    method without records.
     """
     kept = list(found)
     for override in parse_overrides(words):

@@ -1,7 +1,7 @@
 """The student without a teacher: the arm that every gain is measured against.
 
-``L = L_task`` with the same seeds, selection and number of epochs as every other arm. ``method.budget=2.5`` trains 2.5 times
-as long: the control for a method whose step costs 2.5 times as much.
+``L = L_task`` with the same seeds, selection and number of epochs as every other arm. ``method.budget=2.5`` trains 2.5
+times as long: the control for a method whose step costs 2.5 times as much.
 """
 
 from __future__ import annotations

@@ -1,23 +1,29 @@
-"""Node-classification data: generated block model, Cora with texts, Planetoid Cora."""
+"""Node-classification data: generated block model, Cora with texts, Planetoid Cora and PubMed, ogbn-arxiv."""
 
 from __future__ import annotations
 
 import functools
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.datasets import fetch
+from kdbench.datasets import dataset, fetch
 from kdbench.engine.seeds import axis
-from kdbench.errors import UsageError, unknown
+from kdbench.errors import DataError, UsageError, unknown
 from kdbench.families.graph.options import NodeData
-from kdbench.hashing import digest
+from kdbench.hashing import digest, file_digest
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+DENSE_BYTES = 8 * 2**30  # the largest TF-IDF matrix that is made dense
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def load(name: str, options: NodeData, split_seed: int) -> NodeGraph:
 
 
 def block_model(options: NodeData, split: int) -> NodeGraph:
-    """A text-attributed block model: labels give edges and words, so a text teacher and a graph student both know a part.
+    """A text-attributed block model: labels give edges and words; teacher and student each know a part.
 
     Each text has 30 of 400 words, one in five from the 40 words of its class; 40/20/40 % train, validation, test.
     """
@@ -117,19 +123,98 @@ def cora_text(options: NodeData, split: int) -> NodeGraph:
 
 def cora(options: NodeData, split: int) -> NodeGraph:
     """Planetoid Cora with its public split (140 / 500 / 1000) and row-normalised bag of words; it has no texts."""
-    from torch_geometric.io import read_planetoid_data
-
-    paths, sha256 = fetch("cora")
-    data = read_planetoid_data(str(next(iter(paths.values())).parent), "cora")
+    data, x, sha256 = _planetoid("cora")
     groups = torch.full((data.num_nodes,), UNLABELLED)
     for mask, group in ((data.train_mask, TRAIN), (data.val_mask, VAL), (data.test_mask, TEST)):
         groups[mask] = group
-    x = data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1)
     names = [f"class {c}" for c in range(7)]
-    return NodeGraph("cora", x.float(), _clean(data.edge_index), data.y, groups, [], names, None, sha256)
+    return NodeGraph("cora", x, _clean(data.edge_index), data.y, groups, [], names, None, sha256)
 
 
-LOADERS = {"block_model": block_model, "cora_text": cora_text, "cora": cora}
+def pubmed(options: NodeData, split: int) -> NodeGraph:
+    """Planetoid PubMed: row-normalised TF-IDF of 500 words, 60/20/20 % of the nodes by the recipe of cora_text's split.
+
+    ``texts.txt`` beside its files, one line a node in Planetoid's order, gives it texts; they then enter the
+    fingerprint. Raises :class:`DataError` when the file has another number of lines.
+    """
+    data, x, sha256 = _planetoid("pubmed")
+    count, texts = len(x), list[str]()
+    found = [path for place in dataset("pubmed").places() if (path := place / "texts.txt").is_file()]
+    if found:
+        texts = found[0].read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        sha256 = digest({"files": sha256, "texts": file_digest(found[0])})
+        if len(texts) != count:
+            raise DataError(
+                f"{found[0]} has {len(texts)} lines for {count} nodes; give one text a line, in node order."
+            )
+    groups = torch.from_numpy(shuffled_split(count, split))
+    names = ["Experimental Diabetes", "Type 1 Diabetes", "Type 2 Diabetes"]
+    return NodeGraph("pubmed", x, _clean(data.edge_index), data.y, groups, texts, names, None, sha256)
+
+
+def arxiv(options: NodeData, split: int) -> NodeGraph:
+    """ogbn-arxiv: 128-d averaged word vectors, OGB's split by year, titles and abstracts joined by paper number.
+
+    Read from OGB's own archive, so that its checksum covers every file. A paper without a line has an empty text.
+    """
+    paths, sha256 = fetch("arxiv")
+    with ZipFile(paths["arxiv.zip"]) as archive:
+
+        def table(member: str, kind: type, header: int = 0) -> np.ndarray:
+            with archive.open(f"arxiv/{member}.csv.gz") as packed, gzip.open(packed, "rt") as lines:
+                return np.loadtxt(lines, dtype=kind, delimiter=",", skiprows=header, ndmin=2)
+
+        x, pairs = table("raw/node-feat", np.float32), table("raw/edge", np.int64)
+        y = table("raw/node-label", np.int64).ravel()
+        groups = np.full(len(y), UNLABELLED)
+        for name, group in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
+            groups[table(f"split/time/{name}", np.int64).ravel()] = group
+        papers: list[int] = table("mapping/nodeidx2paperid", np.int64, header=1)[:, 1].tolist()
+        categories: list[str] = table("mapping/labelidx2arxivcategeory", str, header=1)[:, 1].tolist()
+    names = [f"cs.{category.split()[-1].upper()}" for category in categories]  # "arxiv cs na" is cs.NA
+    texts = _titles_and_abstracts(paths["titleabs.tsv.gz"], papers)
+    edges = _clean(torch.from_numpy(pairs.T.copy()))
+    tensors = torch.from_numpy(x), edges, torch.from_numpy(y), torch.from_numpy(groups)
+    return NodeGraph("arxiv", *tensors, texts, names, None, sha256)
+
+
+LOADERS = {"block_model": block_model, "cora_text": cora_text, "cora": cora, "pubmed": pubmed, "arxiv": arxiv}
+
+
+def shuffled_split(nodes: int, seed: int) -> np.ndarray:
+    """60/20/20 % of the nodes, int64 ``[nodes]``: ``np.random.seed(seed)`` and a shuffle, as in TAPE's code."""
+    order = np.arange(nodes)
+    np.random.RandomState(seed).shuffle(order)
+    groups = np.full(nodes, TEST)
+    groups[order[: int(nodes * 0.6)]] = TRAIN
+    groups[order[int(nodes * 0.6) : int(nodes * 0.8)]] = VAL
+    return groups
+
+
+def _planetoid(name: str) -> tuple[Any, Tensor, str]:
+    """PyG's reading of the files, features with rows that sum to 1, fingerprint."""
+    from torch_geometric.io import read_planetoid_data
+
+    paths, sha256 = fetch(name)
+    with TemporaryDirectory() as folder:  # the files may lie in several places
+        for file, path in paths.items():
+            (Path(folder) / file).symlink_to(path.resolve())
+        data = read_planetoid_data(folder, name)
+    x: Tensor = data.x / data.x.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    return data, x.float(), sha256
+
+
+def _titles_and_abstracts(path: Path, papers: Sequence[int]) -> list[str]:
+    """``title. abstract`` of each paper, from lines ``number<TAB>title<TAB>abstract``."""
+    wanted, found = set(papers), dict[int, str]()
+    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            number, _, rest = line.rstrip("\n").partition("\t")
+            if number.isdecimal() and int(number) in wanted:  # the published file begins and ends with a tar's padding
+                found[int(number)] = rest.replace("\t", ". ")
+    if not found:
+        raise DataError(f"{path} holds none of the {len(wanted)} papers of the graph.")
+    return [found.get(paper, "") for paper in papers]
 
 
 def _clean(pairs: Tensor) -> Tensor:
@@ -141,12 +226,20 @@ def _clean(pairs: Tensor) -> Tensor:
 
 
 def tfidf(texts: Sequence[str], words: int | None) -> Tensor:
-    """TF-IDF rows of unit length, float32 ``[n, words]``; 0 words give a constant column."""
+    """TF-IDF rows of unit length, float32 ``[n, words]``; 0 words give a constant column.
+
+    Raises :class:`UsageError` for a matrix of more than 8 GiB.
+    """
     if words == 0:
         return torch.ones(len(texts), 1)
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     matrix = TfidfVectorizer(max_features=words, min_df=2, dtype=np.float32).fit_transform(texts)
+    if (size := 4 * matrix.shape[0] * matrix.shape[1]) > DENSE_BYTES:
+        raise UsageError(
+            f"TF-IDF of {matrix.shape[0]} texts and {matrix.shape[1]} words takes {size / 2**30:.0f} GiB. "
+            "Take fewer words (data.words) or another teacher.source."
+        )
     return torch.from_numpy(matrix.toarray())
 
 
@@ -169,4 +262,7 @@ def _with_words(
 def require_texts(graph: NodeGraph, source: str) -> None:
     """Raise :class:`UsageError` when a teacher needs texts that the data set does not have."""
     if not graph.texts:
-        raise UsageError(f"teacher.source={source} reads texts, and {graph.name} has none; use teacher.source=tfidf.")
+        raise UsageError(
+            f"teacher.source={source} reads texts, and there are none of {graph.name}. {dataset(graph.name).how} "
+            "teacher.source=tfidf does without."
+        )

@@ -6,6 +6,7 @@ Source: Hu et al., "Large Language Model Meets Graph Neural Network in Knowledge
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from kdbench.errors import UsageError, unknown
 from kdbench.families.graph.language_model import (
     IGNORED,
-    Row,
     TuningOptions,
     collate,
     completion_nll,
@@ -28,6 +28,8 @@ from kdbench.families.graph.language_model import (
     pad_id,
 )
 from kdbench.families.graph.sentence_encoder import require
+
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft asks for it
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,19 @@ class InstructionTuning(pl.LightningModule):
         return torch.optim.AdamW(adapters, lr=self.options.lr, weight_decay=0.0)
 
 
+class Examples(Dataset[tuple[str, str]]):
+    """(prompt, response) pairs, tokenised batch by batch: the tokens of a large graph would take gigabytes."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        return self.pairs[index]
+
+
 def tune(
     model: str | Path,
     examples: Sequence[tuple[str, str]],
@@ -110,7 +125,10 @@ def tune(
     if not examples:
         raise UsageError("There is nothing to tune on: no (prompt, response) pairs were given.")
     tokenizer, network, notes = load(model, options.quantize)
-    rows = [encode(tokenizer, prompt, response, options.max_length) for prompt, response in examples]
+
+    def batch_of(some: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+        return collate([encode(tokenizer, *example, options.max_length) for example in some], pad_id(tokenizer))
+
     precision = options.precision
     if precision == "auto":
         precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
@@ -127,12 +145,7 @@ def tune(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = InstructionTuning(network, options).train()
-        loader: DataLoader[Row] = DataLoader(
-            rows,  # type: ignore[arg-type]
-            batch_size=options.batch_size,
-            shuffle=True,
-            collate_fn=lambda batch: collate(batch, pad_id(tokenizer)),
-        )
+        loader = DataLoader(Examples(examples), batch_size=options.batch_size, shuffle=True, collate_fn=batch_of)
         trainer = pl.Trainer(**settings | dict(trainer_options or {}))
         start = time.perf_counter()
         trainer.fit(module, loader)

@@ -2,8 +2,9 @@
 
 ``L = (1 − α) · CE(z_S, y) + α · T² · KL( softmax(z_T / T) ‖ softmax(z_S / T) )`` on the labelled training nodes.
 
-Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2. The teacher's
-logits ``z_T`` come from the softmax head trained on its features.
+The teacher's logits ``z_T`` come from the softmax head trained on its features.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from kdbench.families.graph.prompts import RESPONSE_MARKER
 from kdbench.families.graph.sentence_encoder import require
 
 IGNORED = -100  # the label of a token that carries no loss, as in F.cross_entropy
+WORDS = 2000  # merges of the tiny Llama's tokenizer
 
 Progress = Callable[[int, int], None]
 Row = tuple[list[int], list[int]]  # token ids of a prompt and of its answer
@@ -73,9 +74,10 @@ class LanguageModel(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def load(model: str | Path, quantize: str = "none") -> LanguageModel:
-    """Open a causal language model: a hub id, a local folder, or a folder that ``tune`` wrote (base and adapter).
+def load(model: str | Path, quantize: str = "none", base: str | Path | None = None) -> LanguageModel:
+    """Open a causal language model: a hub id, a local folder, or a folder that ``tune`` wrote (adapter).
 
+    ``base``: the model under an adapter; None takes the one it was tuned on, by the name or path it had then.
     The network comes frozen, in eval mode, on the GPU if there is one. ``quantize`` as in TuningOptions.
     Raises KdbenchError if the model cannot be read, UsageError for an impossible ``quantize``, MissingExtraError
     without transformers or peft.
@@ -83,12 +85,12 @@ def load(model: str | Path, quantize: str = "none") -> LanguageModel:
     name = str(model)
     if (Path(name) / "adapter_config.json").is_file():
         peft = require("peft", "graph")
-        base = load(peft.PeftConfig.from_pretrained(name).base_model_name_or_path, quantize)
-        network = peft.PeftModel.from_pretrained(base.network, name)
+        below = load(base or peft.PeftConfig.from_pretrained(name).base_model_name_or_path, quantize)
+        network = peft.PeftModel.from_pretrained(below.network, name)
         tokenizer = require("transformers", "graph").AutoTokenizer.from_pretrained(name)
-        return LanguageModel(tokenizer, network.requires_grad_(False).eval(), base.notes)
+        return LanguageModel(tokenizer, network.requires_grad_(False).eval(), below.notes)
     config, notes = _quantization(quantize)
-    transformers = require("transformers", "graph")
+    transformers = _transformers()
     place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     name = str(Path(name).resolve()) if Path(name).is_dir() else name
     how = {"quantization_config": config, "device_map": {"": place}} if config is not None else {}
@@ -105,6 +107,12 @@ def load(model: str | Path, quantize: str = "none") -> LanguageModel:
         ) from error
     network = network if config is not None else network.to(place)
     return LanguageModel(tokenizer, network.requires_grad_(False).eval(), notes)
+
+
+def _transformers() -> Any:
+    package = require("transformers", "graph")
+    package.utils.logging.disable_progress_bar()
+    return package
 
 
 def _quantization(choice: str) -> tuple[Any, tuple[str, ...]]:
@@ -197,16 +205,11 @@ def _batches(
     progress: Progress | None,
 ) -> Iterator[tuple[list[tuple[int, int]], list[list[int]]]]:
     """(node, hop) cells and their prompts' ids, shortest first so that padding is small."""
-    cells = {
-        (node, hop): encode(tokenizer, text, None, options.max_length)[0]
-        for node, row in enumerate(prompts)
-        for hop, text in enumerate(row)
-        if text is not None
-    }
+    cells = {(i, hop): text for i, row in enumerate(prompts) for hop, text in enumerate(row) if text is not None}
     order = sorted(cells, key=lambda cell: len(cells[cell]))
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
-        yield some, [cells[cell] for cell in some]
+        yield some, [encode(tokenizer, cells[cell], None, options.max_length)[0] for cell in some]
         if progress is not None:
             progress(start + len(some), len(order))
 
@@ -299,20 +302,35 @@ def read_out(named: Sequence[Sequence[str | None]], rule: Literal["majority", "l
     return result
 
 
-def tiny_llama(folder: Path, seed: int, width: int = 64, layers: int = 2, heads: int = 4) -> Path:
-    """Write a small random Llama and a byte-level tokenizer to ``folder``, in the form that ``load`` reads.
+def tiny_llama(
+    folder: Path, seed: int, texts: Sequence[str] = (), width: int = 64, layers: int = 2, heads: int = 4
+) -> Path:
+    """Write a small random Llama and its tokenizer to ``folder``, in the form that ``load`` reads.
 
-    Vocabulary: the 256 bytes, <pad>, <s>, </s>; texts begin with <s>. For tests and for the tiny scale: it knows
-    nothing until tuned. Weights have standard deviation 1/√width, because with the usual 0.02 attention adds next to
-    nothing to the residual stream and adapters on a frozen base hardly learn. Returns ``folder``.
+    Vocabulary: <pad>, <s>, </s>, the 256 bytes, and up to ``WORDS`` merges of bytes that make the frequent words of
+    ``texts`` one token each; texts begin with <s>. For tests and for the tiny scale: it knows nothing until tuned.
+    Weights have standard deviation 1/√width, because with the usual 0.02 attention adds next to nothing to the
+    residual stream and adapters on a frozen base hardly learn. Returns ``folder``.
     Raises MissingExtraError without transformers.
     """
-    tokenizers, transformers = require("tokenizers", "graph"), require("transformers", "graph")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizers, transformers = require("tokenizers", "graph"), _transformers()
+    split = tokenizers.pre_tokenizers
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = split.Sequence(
+        [split.Split(" ", "merged_with_next"), split.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     core.decoder = tokenizers.decoders.ByteLevel()
+    core.train_from_iterator(
+        texts,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=259 + WORDS,
+            min_frequency=2,
+            special_tokens=["<pad>", "<s>", "</s>"],
+            initial_alphabet=sorted(split.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
+    vocabulary = core.get_vocab()
     core.post_processor = tokenizers.processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )

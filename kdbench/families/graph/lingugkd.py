@@ -1,22 +1,24 @@
 """LinguGKD: layer-adaptive contrastive distillation of a language model's hop-wise features into a GNN.
 
-Stage 1 tunes a causal language model on prompts that put a node and its 0…k-hop neighbourhood into words; stage 2 caches
-``t_i^(l)``, its last hidden state at the end of the hop-l prompt (both belong to the task's teacher, see ``teachers.py``).
-Stage 3, here, trains the student:
+Stage 1 tunes a causal language model on prompts that put a node and its 0…k-hop neighbourhood into words; stage 2
+caches ``t_i^(l)``, its last hidden state at the end of the hop-l prompt (both belong to the task's teacher, see
+``teachers.py``). Stage 3, here, trains the student:
 
     z_i^(l) = W · MLP_l(t_i^(l)),   MLP_l = Linear(D→d) · PReLU · LayerNorm · Dropout · Linear(d→d)
-    L_l     = −(1/N) Σ_i log( exp(c_ii/τ) / (exp(c_ii/τ) + Σ_{j: y_j ≠ y_i} exp(c_ij/τ)) ),   c_ij = cos(s_i^(l), z_j^(l))
+    c_ij    = cos(s_i^(l), z_j^(l))
+    L_l     = −(1/N) Σ_i log( exp(c_ii/τ) / (exp(c_ii/τ) + Σ_{j: y_j ≠ y_i} exp(c_ij/τ)) )
     L_KD    = Σ_l γ_l L_l,          γ = softmax(g)
     L       = α_0 · CE + α_1 · L_KD,  α = softmax(a)
 
-with ``s_i^(l)`` the student's state at layer l, ``W``, ``MLP_l``, ``g`` and ``a`` learned, and N the labelled training nodes
-only, because the negatives are chosen by label.
+with ``s_i^(l)`` the student's state at layer l, ``W``, ``MLP_l``, ``g`` and ``a`` learned, and N the labelled training
+nodes only, because the negatives are chosen by label.
 
-Source: Hu et al., "Large Language Model Meets Graph Neural Network in Knowledge Distillation", arXiv 2402.05894 (AAAI 2025).
-The AAAI version's graph-level term has no published code or readable equation and is not built.
+Source: Hu et al., "Large Language Model Meets Graph Neural Network in Knowledge Distillation", arXiv 2402.05894
+(AAAI 2025). The AAAI version's graph-level term has no published code or readable equation and is not built.
 
-``variant=official`` does what the released code does: one projector and one layer weight per hop 0…k, but only k aligned
-states, the layer-l state paired with the hop-(l−1) feature; the unused weight's gradient then drains the KD term.
+``variant=official`` does what the released code does: one projector and one layer weight per hop 0…k, but only k
+aligned states, the layer-l state paired with the hop-(l−1) feature; the unused weight's gradient then drains the KD
+term.
 """
 
 from __future__ import annotations

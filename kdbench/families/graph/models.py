@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ HEADS = 4
 
 
 class Block(nn.Module):
-    """Linear or convolution, then batch norm, dropout, PReLU and row-wise L2 normalisation: ``[n, in] -> [n, width]``."""
+    """Linear or convolution, batch norm, dropout, PReLU and row-wise L2 normalisation: ``[n, in] -> [n, width]``."""
 
     def __init__(self, layer: nn.Module, width: int, dropout: float, convolution: bool) -> None:
         super().__init__()
@@ -30,13 +31,13 @@ class Block(nn.Module):
 
 def convolution(name: str, width: int) -> nn.Module:
     """A message-passing layer ``[n, width] -> [n, width]`` of PyG."""
-    if name == "gcn":
-        return GCNConv(width, width, cached=True)
-    if name == "gat":
-        return GATConv(width, width // HEADS, heads=HEADS)
-    if name == "sage":
-        return SAGEConv(width, width)
-    return GINConv(nn.Sequential(nn.Linear(width, width), nn.PReLU(), nn.Linear(width, width)))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "gcn": lambda: GCNConv(width, width, cached=True),
+        "gat": lambda: GATConv(width, width // HEADS, heads=HEADS),
+        "sage": lambda: SAGEConv(width, width),
+        "gin": lambda: GINConv(nn.Sequential(nn.Linear(width, width), nn.PReLU(), nn.Linear(width, width))),
+    }
+    return makers[name]()
 
 
 class GNN(nn.Module):

@@ -15,7 +15,8 @@ class NodeData:
     split: Literal["seed", "0", "1"] = "seed"
     """Which of two splits; 'seed' takes the run seed modulo 2."""
     words: Annotated[int, Ge(0)] | None = 1000
-    """Words of the student's TF-IDF input, most frequent first; 0 hides all text (constant input), null keeps all."""
+    """Words of the student's TF-IDF input, most frequent first; 0 hides all text (constant input), null keeps all.
+    Data sets with features of their own (cora, pubmed, arxiv) keep those."""
     batch_size: Annotated[int, Gt(0)] | None = None
     """Training nodes a step; null takes all of them (full batch)."""
     nodes: Annotated[int, Gt(20)] = 600
@@ -47,11 +48,11 @@ class NodeTeacher:
     """Where the teacher's hop-wise features come from; a softmax head on top gives its class probabilities."""
 
     source: Literal["tfidf", "cached", "minilm", "llm", "file"] = "tfidf"
-    """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder; llm: causal LM
-    tuned on prompts; file: your own features."""
+    """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder;
+    llm: causal LM tuned on prompts; file: your own features."""
     model: str = "tiny-llama"
-    """llm: Hugging Face id or folder of a causal language model ('tiny-llama' builds a small one); file: a safetensors file
-    with 'features', [nodes, D] or [nodes, layers + 1, D]."""
+    """llm: Hugging Face id or folder of a causal language model ('tiny-llama' builds a small one);
+    file: a safetensors file with 'features', [nodes, D] or [nodes, layers + 1, D]."""
     prompt_words: Annotated[int, Gt(0)] = 100
     """llm: words of a text in a prompt."""
     prompt_neighbours: Annotated[int, Gt(0)] = 5

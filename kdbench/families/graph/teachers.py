@@ -1,14 +1,15 @@
 """Teachers for node classification: hop-wise text features of a frozen encoder, and a softmax head on the deepest hop.
 
-A causal language model reads prompts that put the node's 0…l-hop neighbourhood into words (LinguGKD stages 1 and 2). Every
-other source encodes the node's own text, ``H``, and ``t^(l) = S^l H`` (S: symmetrically normalised adjacency with
+A causal language model reads prompts that put the node's 0…l-hop neighbourhood into words (LinguGKD stages 1 and 2).
+Every other source encodes the node's own text, ``H``, and ``t^(l) = S^l H`` (S: symmetrically normalised adjacency with
 self-loops) stands for "the encoder sees l hops"; the record says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,19 @@ from kdbench.errors import UsageError
 from kdbench.families.graph import data, instruction_tuning, language_model, models, prompts, sentence_encoder
 from kdbench.families.graph.data import NodeGraph, require_texts, tfidf
 from kdbench.families.graph.options import NodeTeacher
-from kdbench.hashing import file_digest
+from kdbench.hashing import digest, file_digest
 
 STRENGTHS = (1.0, 10.0, 100.0)
+TINY = "tiny-llama"
+READ_OUT = 500  # validation nodes at most whose prompts the tuned language model answers
 
 
 class HopTeacher(nn.Module):
     """Hop features and class logits of every node.
 
-    ``features``: ``[n, D]`` (own text; hops by propagation) or ``[n, k+1, D]`` (one prompt a hop). ``forward(rows)`` gives
-    ``hop0 … hopk`` ``[b, D]`` and ``logits = t^(k) W^T + b`` ``[b, C]`` for node numbers ``rows`` ``[b]``.
+    ``features``: ``[n, D]`` (own text; hops by propagation) or ``[n, k+1, D]`` (one prompt a hop). ``forward(rows)``
+    gives ``hop0 … hopk`` ``[b, D]`` and ``logits = t^(k) W^T + b`` ``[b, C]`` for node numbers ``rows`` ``[b]``. The
+    first call computes all nodes' outputs, and every later one reads them: the network is frozen from then on.
     """
 
     features: Tensor
@@ -43,6 +47,7 @@ class HopTeacher(nn.Module):
         self.register_buffer("features", features)
         self.register_buffer("adjacency", adjacency, persistent=False)
         self.head = nn.Linear(features.shape[-1], classes)
+        self._table: dict[str, Tensor] = {}
 
     def all_hops(self) -> list[Tensor]:
         """``t^(0) … t^(k)``, each ``[n, D]``."""
@@ -53,10 +58,12 @@ class HopTeacher(nn.Module):
             hops.append(self.adjacency @ hops[-1])
         return hops
 
+    @torch.no_grad()
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
-        hops = self.all_hops()
-        outputs = {f"hop{hop}": feature[rows] for hop, feature in enumerate(hops)}
-        return {**outputs, "logits": self.head(hops[-1])[rows]}
+        if not self._table or self._table["logits"].device != self.features.device:
+            hops = self.all_hops()
+            self._table = {**{f"hop{hop}": value for hop, value in enumerate(hops)}, "logits": self.head(hops[-1])}
+        return {name: value[rows] for name, value in self._table.items()}
 
 
 def text_graph(graph: NodeGraph) -> prompts.TextGraph:
@@ -68,22 +75,25 @@ def text_graph(graph: NodeGraph) -> prompts.TextGraph:
 
 
 def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
-    """``teacher-features`` (with ``teacher-tuning`` before it for a language model), then ``teacher-head``."""
-    folder = Path(__file__).parent
+    """``teacher-features`` (with ``teacher-tuning`` before it for a language model), then ``teacher-head``.
+
+    Raises :class:`UsageError` when the source reads texts and the data set has none.
+    """
+    if options.source in ("llm", "minilm"):
+        require_texts(graph, options.source)
     inputs = {"data": graph.sha256, "split": graph.split_sha256, "hops": hops, **_relevant(options)}
-    code = [Path(module.__file__) for module in (data, models) if module.__file__] + [Path(__file__)]
+    code = [Path(__file__), *_files(data, models)]
     plan = []
     needs: tuple[str, ...] = ()
     if options.source == "llm":
-        code += [Path(m.__file__) for m in (prompts, language_model, instruction_tuning) if m.__file__]
+        code += _files(prompts, language_model, instruction_tuning)
         needs = ("teacher-tuning",)
-        plan.append(Stage("teacher-tuning", inputs, lambda f, _: _tune(graph, options, hops, f), code))
+        plan.append(Stage("teacher-tuning", inputs, lambda place, _: _tune(graph, options, hops, place), code))
     if options.source == "minilm":
-        code.append(folder / Path(str(sentence_encoder.__file__)).name)
+        code += _files(sentence_encoder)
 
     def encode(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
-        tuned = upstream["teacher-tuning"].folder if needs else None
-        features = _features(graph, options, hops, tuned)
+        features = _features(graph, options, hops, upstream)
         save_file({"features": features.contiguous()}, place / "features.safetensors")
         return {"width": features.shape[-1]}
 
@@ -95,11 +105,25 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
     return plan
 
 
+def _files(*modules: ModuleType) -> list[Path]:
+    return [Path(str(module.__file__)) for module in modules]
+
+
 def _relevant(options: NodeTeacher) -> dict[str, Any]:
+    """What the features depend on; files by their content, since paths differ between machines."""
     told = plain(options)
     if options.source == "file":
         return {"source": "file", "sha256": file_digest(_file(options))}
-    return {k: v for k, v in told.items() if k == "source" or (options.source == "llm" and k != "cache")}
+    if options.source == "llm":
+        base = Path(options.model)
+        content = {"base": _folder_digest(base)} if base.is_dir() else {"model": options.model}
+        return {**{k: v for k, v in told.items() if k not in ("cache", "model")}, **content}
+    return {"source": options.source}
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest({path.relative_to(folder).as_posix(): file_digest(path) for path in files})
 
 
 def _file(options: NodeTeacher) -> Path:
@@ -109,21 +133,20 @@ def _file(options: NodeTeacher) -> Path:
     return path
 
 
-def _features(graph: NodeGraph, options: NodeTeacher, hops: int, tuned: Path | None) -> Tensor:
+def _features(graph: NodeGraph, options: NodeTeacher, hops: int, upstream: Mapping[str, StageResult]) -> Tensor:
     if options.source == "cached":
         if graph.cached is None:
             raise UsageError(f"No language-model features lie with {graph.name}; use another teacher.source.")
         return graph.cached
-    if options.source == "tfidf":
-        return tfidf(graph.texts, None) if graph.texts else graph.x
     if options.source == "file":
         return _checked(load_file(_file(options)), graph, hops, options.model)
-    require_texts(graph, options.source)
     if options.source == "minilm":
         return sentence_encoder.sentence_features(graph.texts)
-    assert tuned is not None
-    asked = _prompts(graph, options, hops)
-    return language_model.features(tuned, asked, tuning_options(options))
+    if options.source == "llm":
+        asked = _prompts(text_graph(graph), options, hops, range(len(graph.texts)))
+        tuned = _opened(upstream["teacher-tuning"].folder, options)
+        return language_model.features(tuned, asked, tuning_options(options))
+    return tfidf(graph.texts, None) if graph.texts else graph.x
 
 
 def _checked(tensors: Mapping[str, Tensor], graph: NodeGraph, hops: int, where: str) -> Tensor:
@@ -137,10 +160,12 @@ def _checked(tensors: Mapping[str, Tensor], graph: NodeGraph, hops: int, where: 
     return features.float()
 
 
-def _prompts(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[list[str | None]]:
-    texts = text_graph(graph)
-    size = {"words": options.prompt_words, "max_neighbours": options.prompt_neighbours}
-    return [[prompts.prompt(texts, node, hop, **size) for hop in range(hops + 1)] for node in range(len(graph.texts))]
+def _prompts(texts: prompts.TextGraph, options: NodeTeacher, hops: int, nodes: Iterable[int]) -> list[list[str | None]]:
+    words, neighbours = options.prompt_words, options.prompt_neighbours
+    return [
+        [prompts.prompt(texts, node, hop, words=words, max_neighbours=neighbours) for hop in range(hops + 1)]
+        for node in nodes
+    ]
 
 
 def tuning_options(options: NodeTeacher) -> language_model.TuningOptions:
@@ -156,25 +181,45 @@ def tuning_options(options: NodeTeacher) -> language_model.TuningOptions:
 
 
 def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> dict[str, Any]:
-    require_texts(graph, "llm")
-    base = options.model
-    if base == "tiny-llama":
-        base = str(language_model.tiny_llama(folder / "base", options.seed))
-    texts, asked = text_graph(graph), _prompts(graph, options, hops)
-    train: Sequence[int] = graph.ids("train").tolist()
+    texts, train = text_graph(graph), graph.ids("train").tolist()
     examples = [
         (prompt, prompts.response(texts, int(graph.y[node])))
-        for node in train
-        for prompt in asked[node]
+        for node, asked in zip(train, _prompts(texts, options, hops, train), strict=True)
+        for prompt in asked
         if prompt is not None
     ]
-    result = instruction_tuning.tune(base, examples, tuning_options(options), folder, options.seed)
+    if options.model == TINY:
+        language_model.tiny_llama(folder / "base", options.seed, [prompt + answer for prompt, answer in examples])
+    result = instruction_tuning.tune(_base(folder, options), examples, tuning_options(options), folder, options.seed)
     return {
         "loss_first": result.loss_first,
         "loss_last": result.loss_last,
         "steps": result.steps,
         "notes": list(result.notes),
+        "answers": _answers(graph, texts, options, hops, folder),
     }
+
+
+def _base(tuned: Path, options: NodeTeacher) -> str | Path:
+    """Where the base model is now: in the stage's folder, which may have moved, or what ``teacher.model`` says."""
+    return tuned / "base" if options.model == TINY else options.model
+
+
+def _opened(tuned: Path, options: NodeTeacher) -> language_model.LanguageModel:
+    return language_model.load(tuned, options.quantize, _base(tuned, options))
+
+
+def _answers(
+    graph: NodeGraph, texts: prompts.TextGraph, options: NodeTeacher, hops: int, tuned: Path
+) -> dict[str, float]:
+    """Accuracy of what the tuned model itself answers, on evenly chosen validation nodes."""
+    val = graph.ids("val")
+    nodes = val[:: -(-len(val) // READ_OUT)].tolist()
+    asked = _prompts(texts, options, hops, nodes)
+    named = language_model.answers(_opened(tuned, options), asked, texts.class_names, tuning_options(options))
+    wanted = [prompts.response(texts, int(graph.y[node])) for node in nodes]
+    said = {"majority": language_model.read_out(named, "majority"), "last": language_model.read_out(named, "last")}
+    return {rule: float(np.mean([a == b for a, b in zip(said[rule], wanted, strict=True)])) for rule in said}
 
 
 def build(graph: NodeGraph, hops: int, features: Path, head: Path) -> HopTeacher:
@@ -186,7 +231,7 @@ def build(graph: NodeGraph, hops: int, features: Path, head: Path) -> HopTeacher
 
 
 def fit_head(graph: NodeGraph, features: Path, hops: int, folder: Path) -> dict[str, Any]:
-    """Multinomial logistic regression on the deepest hop of the training nodes; its strength is chosen on validation."""
+    """Multinomial logistic regression on the deepest hop of the training nodes, its strength chosen on validation."""
     from sklearn.linear_model import LogisticRegression
 
     adjacency = models.normalised_adjacency(graph.edges, len(graph.y))

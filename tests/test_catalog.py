@@ -1,0 +1,294 @@
+"""What there is to run: method files read without importing them, task cards checked with file and line."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from kdbench import catalog, datasets
+from kdbench.catalog import EXTRAS, MethodInfo, read_card, read_method
+from kdbench.errors import CardError, MissingExtraError, UsageError
+
+METHODS = catalog.methods()
+METHOD = '''"""A method: ``L = L_task``."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+from kdbench.engine.method import Method
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    scale: Annotated[float, Gt(0)] = 2.0
+    """Scale of the term,
+    in two lines."""
+    mode: Literal["a", "b"] = "a"
+    silent: int = 1
+
+
+class Mine(Method):
+    """Does nothing."""
+
+    title = "a method"
+    paper = "https://example.org"
+    teacher = "frozen"
+    kinds = ("node_classification",)
+'''
+CARD = """\
+title: A task
+family: graph
+kind: node_classification
+dataset: block_model
+metric: accuracy
+defaults:
+  student: {width: 16}
+scales:
+  tiny:
+    data: {words: 60}
+    optimizer:
+      name: adam
+      lr: 0.005
+reported:
+  - {arm: kd, metric: accuracy, value: 0.8, source: "a paper"}
+  - {arm: kd, metric: accuracy, value: 0.9, source: "another", student: gat, spread: 0.01}
+"""
+
+
+def ids(info: MethodInfo) -> str:
+    return f"{info.family or 'all'}/{info.name}"
+
+
+def write(folder: Path, text: str, name: str = "mine.py") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def method_fault(folder: Path, text: str) -> str:
+    with pytest.raises(CardError) as caught:
+        read_method(write(folder, text), "graph", "mine")
+    return str(caught.value)
+
+
+def card_fault(folder: Path, text: str) -> str:
+    with pytest.raises(CardError) as caught:
+        read_card(write(folder, text, "mine.yaml"), "mine")
+    return str(caught.value)
+
+
+def test_everything_is_listed_and_checked_without_importing_torch() -> None:
+    script = (
+        "import sys; from kdbench import catalog, describe\n"
+        "catalog.methods(); [catalog.card(name) for name in catalog.task_paths()]; describe.listing()\n"
+        "[describe.description(m.name) for m in catalog.methods()]; [describe.task(n) for n in catalog.task_paths()]\n"
+        "print([m for m in ('torch', 'pytorch_lightning', 'kdbench.engine') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("info", METHODS, ids=ids)
+def test_every_method_file_tells_its_paper_equations_and_options(info: MethodInfo) -> None:
+    assert info.doc and "=" in info.doc.split("\n\n", 1)[1], "the docstring gives the equations below its first line"
+    if info.name != "alone":
+        assert info.paper.startswith("https://") and "Source: " in info.doc
+    assert info.title and info.teacher in catalog.LIFETIMES
+    assert [field.name for field in info.fields] == [field.name for field in dataclasses.fields(info.hyperparameters)]
+    for field in info.fields:
+        assert field.doc and field.default is not None, f"{field.name} has a default and a docstring line"
+
+
+@pytest.mark.parametrize("task", catalog.task_paths())
+def test_every_shipped_card_resolves_at_each_scale_with_each_of_its_methods(task: str) -> None:
+    from kdbench.config import resolve
+
+    card = catalog.card(task)
+    offered = catalog.offered_methods(card.family, card.kind)
+    assert {"alone", "kd"} <= set(offered)
+    assert datasets.dataset(card.dataset).licence
+    for scale in card.scales:
+        for name in offered:
+            config = resolve({"task": task, "scale": scale, "method": name})
+            assert (config.task, config.scale, config.method) == (task, scale, name)
+
+
+def test_every_option_of_every_card_has_a_docstring_line() -> None:
+    from kdbench.config import section_types
+
+    for task in catalog.task_paths():
+        for section, options in section_types(catalog.card(task)).items():
+            for field in catalog.documented_options(options):
+                assert field.doc, f"{section}.{field.name} of {task}"
+
+
+def test_a_method_file_is_read_and_not_run(tmp_path: Path) -> None:
+    text = METHOD.replace("class Mine", "raise SystemExit\n\n\nclass Mine")
+    info = read_method(write(tmp_path, text), "graph", "mine")
+    assert info is not None
+    assert (info.name, info.title, info.teacher, info.kinds) == ("mine", "a method", "frozen", ("node_classification",))
+    assert [(f.name, f.default, f.doc) for f in info.fields] == [
+        ("scale", "2.0", "Scale of the term, in two lines."),
+        ("mode", "'a'", ""),
+        ("silent", "1", ""),
+    ]
+    assert info.hyperparameters().scale == 2.0
+    assert info.serves("graph", "node_classification") and not info.serves("ner", "node_classification")
+    assert not info.serves("graph", "link_prediction")
+
+
+def test_a_file_without_a_method_is_none(tmp_path: Path) -> None:
+    assert read_method(write(tmp_path, "class Helper:\n    pass\n"), "graph", "mine") is None
+
+
+def test_a_method_without_hyperparameters_has_none(tmp_path: Path) -> None:
+    info = read_method(write(tmp_path, METHOD[METHOD.index("class Mine") :]), None, "mine")
+    assert info is not None and info.fields == () and dataclasses.fields(info.hyperparameters) == ()
+    assert info.serves("ner", "node_classification")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "said"),
+    [
+        ("class Mine(Method):", "class Mine(Method)", "class Mine", "expected ':'"),
+        ('    paper = "https://example.org"\n', "", "class Mine", "class Mine lacks paper"),
+        ('    paper = "https://example.org"\n    teacher = "frozen"\n', "", "class Mine", "lacks paper, teacher"),
+        ('teacher = "frozen"', 'teacher = "frosen"', "class Mine", "Did you mean 'frozen'?"),
+        ("class Mine", "class First(Method): ...\nclass Mine", "class Mine", "one file holds one method; First"),
+        ("Gt(0)", "Grt(0)", "class Hyperparameters", "name 'Grt' is not defined"),
+        ("Gt(0)", "numpy.inf", "class Hyperparameters", "built-in ones are all it may use"),
+        ("silent: int = 1", "silent: list = []", "class Hyperparameters", "mutable default"),
+        ("@dataclass(frozen=True)\n", "", "class Hyperparameters", "should be a frozen dataclass"),
+    ],
+)
+def test_a_faulty_method_file_is_named_with_its_line(tmp_path: Path, old: str, new: str, at: str, said: str) -> None:
+    assert METHOD.count(old) == 1
+    text = METHOD.replace(old, new)
+    line = next(number for number, words in enumerate(text.splitlines(), 1) if words.startswith(at))
+    told = method_fault(tmp_path, text)
+    assert told.startswith(f"{tmp_path}/mine.py:{line}: ") and said in told
+
+
+def test_two_methods_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    first, second = write(tmp_path, METHOD), write(tmp_path / "other", METHOD)
+    monkeypatch.setattr(catalog, "_method_files", lambda: [("graph", "a", first), ("graph", "b", second)])
+    catalog.methods.cache_clear()
+    with pytest.raises(CardError, match=f"{second}:1: method 'mine' of graph is also defined in {first}"):
+        catalog.methods()
+    monkeypatch.setattr(catalog, "_method_files", lambda: [("graph", "a", first), ("ner", "b", second)])
+    catalog.methods.cache_clear()
+    assert [info.family for info in catalog.methods()] == ["graph", "ner"]
+    catalog.methods.cache_clear()
+
+
+def test_a_card_is_read_whole(tmp_path: Path) -> None:
+    card = read_card(write(tmp_path, CARD, "mine.yaml"), "mine")
+    assert (card.title, card.default_scale, card.defaults) == ("A task", "tiny", {"student": {"width": 16}})
+    assert [(entry.value, entry.student) for entry in card.reported] == [(0.8, None), (0.9, "gat")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "said"),
+    [
+        ("title: A", "titel: A", "titel", "Unknown field 'titel'. Did you mean 'title'?"),
+        ("metric: accuracy\ndef", "def", None, "field 'metric' is missing"),
+        ("title: A task", "title: [A]", "title", "field 'title' must be text"),
+        ("family: graph", "family: grpah", "family", "Did you mean 'graph'?"),
+        ("kind: node_classification", "kind: node_clasification", "kind", "Did you mean 'node_classification'?"),
+        ("dataset: block_model", "dataset: blok_model", "dataset", "Did you mean 'block_model'?"),
+        ("  tiny:\n", "  tyni:\n", "  tyni", "Unknown scale 'tyni'. Did you mean 'tiny'?"),
+        (CARD[CARD.index("scales:") : CARD.index("reported:")], "", None, "field 'scales' is missing"),
+        ("    optimizer:\n", "    optimiser:\n", "    optimiser", "Did you mean 'optimizer'?"),
+        ("      lr: 0.005", "      lrr: 0.005", "      lrr", "scales.tiny.optimizer.lrr: Unknown option 'lrr'"),
+        ("      lr: 0.005", "      lr: -1", "      lr", "optimizer.lr=-1: should be greater than 0"),
+        ("      name: adam", "      name: adma", "      name", "should be 'adamw', 'adam' or 'sgd'"),
+        ("      lr: 0.005", "      lr: ${student.widht}", "  tiny", "student.widht"),
+        ("      lr: 0.005", "      lr: ${student.name}", "      lr", "optimizer.lr=gcn: should be a valid number"),
+        ("    data: {words: 60}", "    data: 60", "    data", "a section is a mapping of options"),
+        ("  student: {width: 16}", "  - student", "defaults", "a mapping of sections"),
+        ("      lr: 0.005", "      lr: 0.005\n      lr: 1", "      lr: 1", "'scales.tiny.optimizer.lr' is given twice"),
+        ("value: 0.8, ", "value: high, ", "  - {arm: kd", "reported.0.value=high: should be a valid number"),
+        ('value: 0.8, source: "a paper"', "value: 0.8", "  - {arm: kd", "reported.0.source is missing"),
+        ("value: 0.8, ", "valeu: 0.8, ", "  - {arm: kd", "Did you mean 'value'?"),
+        ("reported:", "reported: 3\nnotes:", "reported", "must be a list of mappings"),
+        ("title: A task", "title: A task\nnotes: 'x", "notes", "while scanning a quoted scalar"),
+        ("title: A task", "title: A: task", "title", "mapping values are not allowed"),
+        (CARD, "- a list", None, "a card is a mapping of fields"),
+        (CARD, "", None, "a card is a mapping of fields"),
+    ],
+)
+def test_a_faulty_card_is_named_with_its_line(tmp_path: Path, old: str, new: str, at: str | None, said: str) -> None:
+    assert CARD.count(old) == 1
+    text = CARD.replace(old, new)
+    line = 1 if at is None else next(n for n, words in enumerate(text.splitlines(), 1) if words.startswith(at))
+    told = card_fault(tmp_path, text)
+    assert told.startswith(f"{tmp_path}/mine.yaml:{line}: ") and said in told
+
+
+def test_a_list_does_not_stop_at_a_wrong_option(tmp_path: Path) -> None:
+    path = write(tmp_path, CARD.replace("lr: 0.005", "lr: -1"), "mine.yaml")
+    assert read_card(path, "mine", options=False).title == "A task"
+
+
+def test_a_task_has_the_name_of_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "x").mkdir(parents=True)
+    write(tmp_path / "a" / "x", CARD, "y.yaml")
+    monkeypatch.setattr(catalog, "_task_folders", lambda: [tmp_path / "a", tmp_path / "b"])
+    catalog.task_paths.cache_clear()
+    assert list(catalog.task_paths()) == ["x/y"]
+    write(tmp_path / "b" / "x", CARD, "y.yaml")
+    catalog.task_paths.cache_clear()
+    with pytest.raises(CardError, match="there is a task 'x/y' already"):
+        catalog.task_paths()
+    catalog.task_paths.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a:\n  title: A\n", 1, "licence"),
+        ("a: {title: A, licence: MIT}\nb: {title: A, licence: MIT, sorce: x}\n", 2, "sorce"),
+        ("a: {title: A, licence: MIT, files: {x: {url: y}}}\n", 1, "sha256"),
+        ("a: 3\n", 1, "a: "),
+        ("- a\n", 1, "a mapping of data sets"),
+    ],
+)
+def test_a_faulty_list_of_data_sets_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    path = write(tmp_path, text, "datasets.yaml")
+    with pytest.raises(CardError) as caught:
+        datasets.read_datasets(path, "graph")
+    assert str(caught.value).startswith(f"{path}:{line}: ") and said in str(caught.value)
+
+
+def test_every_extra_of_the_package_is_known_with_its_modules() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ("all", "dev")}
+    assert set(EXTRAS) == set(extras)
+    owners = packages_distributions()
+    for name, wanted in extras.items():
+        asked = {word.split(">")[0].split("[")[0].lower() for word in wanted} - {"kdbench"}
+        assert len(EXTRAS[name].modules) == len(asked)
+        for module in EXTRAS[name].modules:
+            assert module not in owners or {owner.lower() for owner in owners[module]} & asked
+
+
+def test_a_missing_extra_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.require_extra("graph")
+    monkeypatch.setitem(sys.modules, "torch_geometric", None)
+    with pytest.raises(MissingExtraError, match=r"needs 'torch_geometric'.*pip install 'kdbench\[graph\]'") as caught:
+        catalog.require_extra("graph")
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_family_is_named() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'graph'"):
+        catalog.family_module("grahp")
