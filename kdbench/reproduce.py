@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
 
     ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
     do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
-    exists), so nothing is taken over from earlier runs or stages. Numbers are compared exactly: on the same machine
-    with the same versions and threads a run is repeated bit for bit.
+    exists), so nothing is taken over from earlier runs or stages, and with the record's number of threads. Numbers are
+    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit.
     """
     if not path.is_file():
         raise UsageError(f"There is no record file '{path}'.")
@@ -32,17 +35,33 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
             f"{path}: this version resolves the configuration to {config.hash[:16]}, not {old.config_hash[:16]}."
         )
     require_extra(config.family)
-    from kdbench.engine.runner import run
-
     place = runs if runs.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="reproduce-", dir=place) as folder, Bars([config]) as bars:
+    folder = tempfile.TemporaryDirectory(prefix="reproduce-", dir=place)
+    with folder, _threads(old.hardware.threads), Bars([config]) as bars:
+        from kdbench.engine.runner import run
+
         bars.begin(config)
-        outcome = run(config, Path(folder), bars)
+        outcome = run(config, Path(folder.name), bars)
     if outcome is None:
         raise KdbenchError("Only the first process of a distributed run compares.")
     new = outcome.record
     differences = _numbers(old, new)
     return {"match": not differences, "differences": differences, "environment": _environment(old, new)}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with ``count`` threads: sums are rounded in another order by another number of them."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)  # read by libraries that are not loaded yet
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _numbers(old: records.Record, new: records.Record) -> list[str]:
