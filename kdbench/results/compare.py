@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,8 +61,9 @@ class Row:
 class Comparison:
     """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
 
-    ``alone`` and ``kd`` are the labels of the baselines: among several arms of one name the one with most seeds, and
-    of those the one with the best mean validation score.
+    ``settings`` are the options that the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines:
+    of several arms of one name the one with default hyper-parameters, else the one with most seeds, and of those the
+    one with the best mean validation score.
     """
 
     group: str
@@ -72,6 +74,7 @@ class Comparison:
     generated: bool | None
     student: str | None
     teacher: str | None
+    settings: tuple[str, ...]
     metric: str | None
     mode: Mode | None
     alone: str | None
@@ -132,12 +135,19 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         generated=data.generated if data else None,
         student=_name(student),
         teacher=next((run.teacher.description for run in teachers.values() if run.teacher), None),
+        settings=_settings(records[0].command),
         metric=metric,
         mode=mode,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
         rows=(*_teacher_rows(teachers, metric), *_adjusted([_row(a, arms, alone, kd, teachers, metric) for a in arms])),
     )
+
+
+def _settings(command: str) -> tuple[str, ...]:
+    """The ``section.option=value`` words of a command that all arms share, but for the student's name."""
+    keys = ((word, word.partition("=")[0]) for word in shlex.split(command))
+    return tuple(word for word, key in keys if "." in key and not key.startswith(("method.", "student.name")))
 
 
 def _name(student: JsonValue) -> str | None:
@@ -208,14 +218,13 @@ def _teacher_score(run: Record | None, metric: str | None) -> float | None:
 
 
 def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Row]:
-    """At most one row. A teacher that serves several seeds counts once: repeating it would fake a narrow interval."""
+    """At most one row, without an interval: several seeds share a teacher, so their scores are no sample of it."""
     scored = [(seed, run, _teacher_score(run, metric)) for seed, run in sorted(teachers.items())]
     different = {(run.teacher.sha256, score): score for _, run, score in scored if run.teacher and score is not None}
     if not different:
         return []
-    mean, interval = mean_interval(list(different.values()))
     seeds = tuple(seed for seed, _, score in scored if score is not None)
-    return [Row("teacher", "teacher", "none", len(different), seeds, 0, mean, interval)]
+    return [Row("teacher", "teacher", "none", len(different), seeds, 0, fmean(different.values()), None)]
 
 
 def _row(

@@ -55,6 +55,7 @@ def title(comparison: Comparison) -> str:
     parts += [f"data {comparison.data}"] if comparison.data else []
     parts += [f"student {comparison.student}"] if comparison.student else []
     parts += [f"teacher {comparison.teacher}"] if comparison.teacher else []
+    parts += comparison.settings
     return " · ".join([*parts, *(["generated data"] if comparison.generated else [])])
 
 

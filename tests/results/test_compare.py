@@ -57,6 +57,16 @@ def test_a_control_is_held_against_its_method(records: list[Record]) -> None:
     assert line.startswith("lingugkd − lingugkd · random teacher: +7.67 points") and line.endswith("better")
 
 
+def test_the_title_tells_settings_and_the_teacher_has_no_interval(records: list[Record]) -> None:
+    fields = {name: getattr(records[0], name) for name in type(records[0]).model_fields}
+    command = "kdbench run task=gnn method=kd seed=1 student.name=gat data.words=100 method.alpha=0.1"
+    told = Record.model_construct(**{**fields, "command": command})
+    (comparison,) = compare([told])
+    assert comparison.settings == ("data.words=100",) and title(comparison).endswith(" · data.words=100")
+    teacher = row(one(records), "teacher")
+    assert teacher.mean is not None and teacher.interval is None
+
+
 def test_scores_and_paired_differences(records: list[Record]) -> None:
     comparison = one(records)
     ours, kd = row(comparison, "lingugkd"), row(comparison, "kd")
