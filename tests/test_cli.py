@@ -301,8 +301,8 @@ def test_doctor_tells_versions_and_what_a_missing_extra_would_enable(
     told = json.loads(say("doctor", "--json").out)
     assert told["packages"]["kdbench"] and told["packages"]["torch"] and told["devices"][0].startswith("cpu")
     assert set(told["extras"]) == set(catalog.EXTRAS)
-    monkeypatch.setitem(sys.modules, "ogb", None)
-    assert "extra [ogb]: missing ogb; pip install 'kdbench[ogb]' enables gnn/arxiv" in say("doctor").out
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert "extra [quantize]: missing bitsandbytes; pip install 'kdbench[quantize]' enables 4-bit" in say("doctor").out
 
 
 def test_a_diverging_run_stops_and_leaves_a_failed_record_that_says_where(

@@ -27,7 +27,7 @@ def kdbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a command with another package installed in ``folder``."""
     command = [sys.executable, "-m", "kdbench.cli", *words]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_its_method_family_and_task_are_listed_and_shown(tmp_path: Path) -> None
 def test_its_method_and_its_task_run(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", RUN, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.endswith("codes 0 0 2\n"), done.stderr
     assert "Unknown method for dots clouds 'mymethod'" in done.stderr
     found = {(r.task, r.method): r for r in (records.loads(p.read_bytes(), p) for p in tmp_path.rglob("record.json"))}

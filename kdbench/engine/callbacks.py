@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kdbench.engine.seeds import axis
+from kdbench.hashing import write_atomic
 
 
 class StepStreams(pl.Callback):
@@ -86,3 +90,12 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(f"val/{self.metric}")
         self.report(trainer.current_epoch + 1, trainer.max_epochs or 0, None if value is None else float(value))
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the place and renames; Lightning's own detour over ``$TMPDIR`` copies between file systems."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())

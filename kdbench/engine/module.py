@@ -84,7 +84,7 @@ class DistillationModule(pl.LightningModule):
         weights = self._method.weights(step)
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
-            raise NonFiniteLossError(self.global_step, {name: float(term) for name, term in terms.items()})
+            raise NonFiniteLossError(self.global_step, {name: float(term.detach()) for name, term in terms.items()})
         told = {
             "loss": total,
             **terms,

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, Progress, Selection, StepStreams
+from kdbench.engine.callbacks import AtomicCheckpoints, Curves, Progress, Selection, StepStreams
 from kdbench.engine.distributed import rank
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -251,6 +251,7 @@ class Session:
                 Progress(self.reporter.epoch, metric),
                 checkpoint,
             ],
+            plugins=[AtomicCheckpoints()],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -139,7 +140,7 @@ def _features(graph: NodeGraph, options: NodeTeacher, hops: int, upstream: Mappi
             raise UsageError(f"No language-model features lie with {graph.name}; use another teacher.source.")
         return graph.cached
     if options.source == "file":
-        return _checked(load_file(_file(options)), graph, hops, options.model)
+        return _checked(_read(_file(options)), graph, hops, options.model)
     if options.source == "minilm":
         return sentence_encoder.sentence_features(graph.texts)
     if options.source == "llm":
@@ -147,6 +148,13 @@ def _features(graph: NodeGraph, options: NodeTeacher, hops: int, upstream: Mappi
         tuned = _opened(upstream["teacher-tuning"].folder, options)
         return language_model.features(tuned, asked, tuning_options(options))
     return tfidf(graph.texts, None) if graph.texts else graph.x
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is not a safetensors file: {error}.") from None
 
 
 def _checked(tensors: Mapping[str, Tensor], graph: NodeGraph, hops: int, where: str) -> Tensor:

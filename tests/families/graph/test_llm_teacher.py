@@ -20,8 +20,10 @@ from kdbench.errors import UsageError
 from kdbench.families.graph import language_model, teachers
 from kdbench.families.graph.data import NodeGraph, block_model
 from kdbench.families.graph.options import NodeData, NodeTeacher
+from kdbench.families.graph.prompts import prompt
 
-SMALL = ("data.nodes=60", "teacher.lora_rank=4", "teacher.prompt_words=5", "teacher.prompt_neighbours=2")
+NODES = 30
+SMALL = (f"data.nodes={NODES}", "student.layers=1", "teacher.lora_rank=4", "teacher.prompt_words=5")
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +54,16 @@ def make(root: Path, *words: str) -> Made:
     return Made(task, [store.ensure(stage) for stage in task.stages()], root)
 
 
+def local_base(folder: Path) -> Path:
+    """A base model in a folder, whose tokenizer knows the prompts' words."""
+    graph = block_model(NodeData(nodes=NODES, words=60), 0)
+    asked = teachers.text_graph(graph)
+    return language_model.tiny_llama(folder, 0, [prompt(asked, node, 0) or "" for node in range(NODES)], width=16)
+
+
 def keys(options: NodeTeacher) -> list[str]:
-    """Content addresses of the tuning stage's inputs, as they are and unfinished."""
-    graph = block_model(NodeData(nodes=60), 0)
+    """Content addresses of the stages that need no other."""
+    graph = block_model(NodeData(nodes=NODES), 0)
     return [stage.key({}) for stage in teachers.stages(graph, options, 2) if not stage.needs]
 
 
@@ -114,7 +123,7 @@ def test_a_run_says_who_taught(do: Callable[..., Outcome]) -> None:
 
 
 def test_a_base_model_counts_by_its_content_not_its_path(tmp_path: Path) -> None:
-    base = language_model.tiny_llama(tmp_path / "base", seed=0, width=16)
+    base = local_base(tmp_path / "base")
     copy = Path(shutil.copytree(base, tmp_path / "elsewhere"))
     before = keys(NodeTeacher(source="llm", model=str(base)))
     assert before == keys(NodeTeacher(source="llm", model=str(copy)))
@@ -137,7 +146,7 @@ def test_options_that_do_not_change_the_teacher_do_not_change_its_address() -> N
 
 
 def test_tuned_adapters_open_when_the_base_has_moved(tmp_path: Path) -> None:
-    base = language_model.tiny_llama(tmp_path / "base", seed=0, width=16)
+    base = local_base(tmp_path / "base")
     made = make(tmp_path / "runs", "teacher.source=llm", f"teacher.model={base}", *SMALL)
     shutil.rmtree(made.folder("teacher-features"))
     moved = shutil.move(base, tmp_path / "moved")
@@ -155,13 +164,13 @@ def test_tuned_adapters_open_when_the_runs_have_moved(tmp_path: Path) -> None:
     assert torch.equal(load_file(again.folder("teacher-features") / "features.safetensors")["features"], wanted)
 
 
-@pytest.mark.parametrize("shape", [(60, 7), (60, 3, 7)])
+@pytest.mark.parametrize("shape", [(NODES, 7), (NODES, 2, 7)])
 def test_features_from_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     features = torch.randn(shape)
     save_file({"features": features}, tmp_path / "mine.safetensors")
     made = make(tmp_path / "runs", "teacher.source=file", f"teacher.model={tmp_path / 'mine.safetensors'}", *SMALL)
-    outputs = made.task.live_teacher()(torch.arange(60))
+    outputs = made.task.live_teacher()(torch.arange(NODES))
     assert torch.equal(outputs["hop0"], features if len(shape) == 2 else features[:, 0])
     shutil.move(tmp_path / "mine.safetensors", tmp_path / "same.safetensors")
     again = make(tmp_path / "runs", "teacher.source=file", f"teacher.model={tmp_path / 'same.safetensors'}", *SMALL)
@@ -174,9 +183,9 @@ def test_features_from_a_file(tmp_path: Path, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"features": (59, 7)}, r"teacher of another task: 'features' \[59, 7\], wanted .*\[60, D\] or \[60, 3, D\]"),
-        ({"features": (60, 2, 7)}, r"\[60, 2, 7\]"),
-        ({"weights": (60, 7)}, "holds weights"),
+        ({"features": (29, 7)}, r"teacher of another task: 'features' \[29, 7\], wanted .*\[30, D\] or \[30, 2, D\]"),
+        ({"features": (30, 3, 7)}, r"\[30, 3, 7\]"),
+        ({"weights": (30, 7)}, "holds weights"),
     ],
 )
 def test_a_file_of_another_task_is_refused(tmp_path: Path, tensors: dict[str, tuple[int, ...]], message: str) -> None:
@@ -201,7 +210,7 @@ def test_a_sentence_encoder_reads_the_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["llm", "minilm"])
 def test_teachers_that_read_refuse_a_graph_without_texts(source: Any) -> None:
-    made = block_model(NodeData(nodes=60), 0)
+    made = block_model(NodeData(nodes=NODES), 0)
     graph = NodeGraph(**{**vars(made), "name": "cora", "texts": []})
     with pytest.raises(UsageError, match=f"teacher.source={source} reads texts, and there are none of cora"):
         teachers.stages(graph, NodeTeacher(source=source), 2)
