@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import torch
@@ -48,7 +48,7 @@ class Taps:
         self._handles, self._inplace = [], []
         self._outputs.clear()
 
-    def _reader(self, alias: str):  # type: ignore[no-untyped-def]
+    def _reader(self, alias: str) -> Callable[[nn.Module, object, Tensor], None]:
         def read(module: nn.Module, inputs: object, output: Tensor) -> None:
             self._outputs[alias] = (output, output._version)
 
