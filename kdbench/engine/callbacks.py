@@ -31,20 +31,27 @@ class StepStreams(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals."""
+    """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals.
 
-    def __init__(self, metric: str, mode: str = "max") -> None:
-        self.metric, self.mode = metric, mode
+    ``last`` keeps those of the last validation instead: for tasks whose protocol has no labels to choose by.
+    """
+
+    def __init__(self, metric: str, mode: str = "max", last: bool = False) -> None:
+        self.metric, self.mode, self.last = metric, mode, last
         self.epoch, self.value = -1, float("nan")
         self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
         better = value > self.value if self.mode == "max" else value < self.value
-        if self.epoch < 0 or better:
-            self.epoch, self.value = trainer.current_epoch, value
-            state = module.get_submodule("student").state_dict()
-            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        if self.epoch < 0 or better or self.last:
+            self.keep(module, trainer.current_epoch, value)
+
+    def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
+        """Take the student's weights as they are now."""
+        self.epoch, self.value = epoch, value
+        state = module.get_submodule("student").state_dict()
+        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "value": self.value, "weights": self.weights}

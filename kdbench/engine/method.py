@@ -14,6 +14,7 @@ from kdbench.engine.stages import Stage
 from kdbench.engine.teachers import Outputs, Teacher
 
 if TYPE_CHECKING:
+    from kdbench.engine.module import DistillationModule
     from kdbench.engine.task import Task
 
 
@@ -30,7 +31,7 @@ class Step:
     """What a method sees of one training step. All tensors are aligned with the rows of the batch."""
 
     batch: Any
-    targets: Tensor
+    targets: Any
     output: Outputs
     """The student's outputs (``logits`` and what else the family names)."""
     features: Outputs
@@ -65,8 +66,20 @@ class Method(pl.Callback):
         self.options = options
 
     def stages(self, task: Task) -> Sequence[Stage]:
-        """Stages to finish before the student is trained, in order; they may need the task's own stages by name."""
+        """Stages to finish before the student is trained, in order; they may need the task's own stages by name.
+
+        The task's teacher is made before them for a method whose lifetime is ``frozen``; another method that wants it
+        puts ``task.stages()`` into its own.
+        """
         return ()
+
+    def data(self, task: Task) -> pl.LightningDataModule:
+        """What the student is trained and validated on: the task's own data, or what the method made of it."""
+        return task.data()
+
+    def student(self, task: Task) -> nn.Module:
+        """The student to begin with: freshly initialised, or what the method's stages left."""
+        return task.student()
 
     def taps(self, student: nn.Module) -> Mapping[str, str]:
         """Student features to read: alias -> module path."""
@@ -81,12 +94,16 @@ class Method(pl.Callback):
         return ()
 
     def epochs(self, budget: int) -> int:
-        """Epochs of the student's training, given the task's budget."""
+        """Epochs of the student's training, given the task's budget; 0 for a student that is deployed as it begins."""
         return budget
 
     def teachers(self, task: Task) -> Mapping[str, Teacher]:
         """Teachers by name. By default the task's frozen teacher, unless the method has none."""
         return {} if self.teacher == "none" else {"teacher": task.teacher()}
+
+    def teacher_facts(self, task: Task, module: DistillationModule) -> dict[str, Any]:
+        """What the record says of the teacher beside its hash (see :meth:`Task.teacher_facts`), once all is trained."""
+        return task.teacher_facts()
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         """Named loss terms (scalars), added to the task's own."""

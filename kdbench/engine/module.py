@@ -39,15 +39,15 @@ class DistillationModule(pl.LightningModule):
         """The student's outputs for a batch, rows aligned with the batch."""
 
     @abstractmethod
-    def targets(self, batch: Any) -> Tensor:
-        """The batch's labels."""
+    def targets(self, batch: Any) -> Any:
+        """The batch's labels; their ``len`` is the number of examples."""
 
     @abstractmethod
-    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
+    def task_terms(self, output: Outputs, targets: Any) -> Mapping[str, Tensor]:
         """The task's own loss terms by name."""
 
     @abstractmethod
-    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
+    def evaluate(self, split: str, output: Outputs, targets: Any) -> None:
         """Add an evaluation batch to the metrics of ``split``."""
 
     @abstractmethod

@@ -16,20 +16,20 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
-from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save
 
 from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig
 from kdbench.engine import costs
-from kdbench.engine.callbacks import AtomicCheckpoints, Curves, Progress, Selection, StepStreams
+from kdbench.engine.callbacks import Curves, Progress, Selection
 from kdbench.engine.distributed import rank
+from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import AXES, axis, seeded
-from kdbench.engine.stages import StageStore
+from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
-from kdbench.engine.teachers import Teacher
+from kdbench.engine.teachers import EMATeacher, Teacher
 from kdbench.errors import NonFiniteLossError
 from kdbench.hashing import digest, write_atomic
 from kdbench.results import record as records
@@ -176,10 +176,9 @@ class Session:
     def execute(self) -> dict[str, Any] | None:
         """Stages, training, selection, test, costs; the record's fields, or None in all processes but the first."""
         memory = costs.PeakMemory()
-        if self.method.teacher != "none":
-            for stage in (*self.task.stages(), *self.method.stages(self.task)):
-                self.reporter.stage(stage.name)
-                self.store.ensure(stage)
+        for stage in self.stages():
+            self.reporter.stage(stage.name)
+            self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
         if rank() > 0:
@@ -193,7 +192,7 @@ class Session:
         return {
             **self.facts(),
             "status": "done",
-            "teacher": self.teacher_facts(teachers),
+            "teacher": self.teacher_facts(teachers, module),
             "selection": {**chosen, "value": val[selection.metric]},
             "metrics": {"val": val, "test": test},
             **module.details(),
@@ -201,11 +200,16 @@ class Session:
             "curves": curves.values,
         }
 
+    def stages(self) -> list[Stage]:
+        """What is done before the student is trained; the task's teacher only for a method that asks for it."""
+        teacher = self.task.stages() if self.method.teacher == "frozen" else ()
+        return [*self.task.foundation(), *teacher, *self.method.stages(self.task)]
+
     def assemble(self) -> tuple[DistillationModule, dict[str, Teacher]]:
         """Student, method networks and teachers, put together; each initialised from its own stream."""
         seed = self.config.seed
         with seeded(axis(seed, "student")):
-            student = self.task.student()
+            student = self.method.student(self.task)
         module = self.task.module(student)
         teachers = dict(self.method.teachers(self.task))
         module.attach(self.method, teachers, {})
@@ -213,7 +217,8 @@ class Session:
         module.eval()
         with torch.no_grad():
             _, features = module.observe(batch)
-            outputs = {name: value for teacher in teachers.values() for name, value in teacher(batch).items()}
+            still = [teacher for teacher in teachers.values() if not isinstance(teacher, EMATeacher)]
+            outputs = {name: value for teacher in still for name, value in teacher(batch).items()}
         module.train()
         shapes = [{name: tuple(value.shape[1:]) for name, value in group.items()} for group in (features, outputs)]
         with seeded(axis(seed, "method")):
@@ -221,63 +226,23 @@ class Session:
         return module, teachers
 
     def train(self, module: DistillationModule) -> tuple[Selection, Curves]:
-        """Fit, from the last checkpoint if there is one."""
-        options, metric = self.config.trainer, self.config.metric
-        epochs = self.method.epochs(options.max_epochs)
-        selection, curves = Selection(metric), Curves()
-        checkpoint = ModelCheckpoint(
-            dirpath=self.folder,
-            filename="last",
-            every_n_epochs=options.checkpoint_every_n_epochs,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            strategy=options.strategy,
-            precision=options.precision,
-            accumulate_grad_batches=options.accumulate_grad_batches,
-            gradient_clip_val=options.gradient_clip_val or None,
-            check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
-            callbacks=[
-                StepStreams(self.config.seed),
-                self.method,
-                *self.method.companions(),
-                selection,
-                curves,
-                Progress(self.reporter.epoch, metric),
-                checkpoint,
-            ],
-            plugins=[AtomicCheckpoints()],
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=self.folder,
-        )
-        last = self.folder / "last.ckpt"
-        start = str(last) if last.exists() else None
-        try:
-            trainer.fit(module, datamodule=self.task.data(), ckpt_path=start, weights_only=False)
-        except SystemExit:
-            if trainer.interrupted:
-                raise KeyboardInterrupt from None
-            raise
-        self.device = trainer.strategy.root_device
+        """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
+        config, metric = self.config, self.config.metric
+        epochs = self.method.epochs(config.trainer.max_epochs)
+        selection, curves = Selection(metric, last=self.task.selects == "last"), Curves()
+        if not epochs:
+            selection.keep(module, 0, float("nan"))
+            return selection, curves
+        progress = Progress(self.reporter.epoch, metric)
+        callbacks = [self.method, selection, curves, progress, *self.method.companions()]
+        data = self.method.data(self.task)
+        self.device = fit(module, data, config.trainer, epochs, config.seed, self.folder, callbacks)
         return selection, curves
 
     @torch.no_grad()
     def evaluate(self, module: DistillationModule, split: str) -> dict[str, float]:
-        """The metrics of the student as it stands; the test loader is made here and nowhere else."""
-        data = self.task.data()
-        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
-        return module.results(split)
+        """The metrics of the student as it stands."""
+        return self.task.score(module, split)
 
     def facts(self) -> dict[str, Any]:
         """Data, hardware and stages: what a failed record says too."""
@@ -289,12 +254,13 @@ class Session:
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
         }
 
-    def teacher_facts(self, teachers: dict[str, Teacher]) -> dict[str, Any] | None:
+    def teacher_facts(self, teachers: dict[str, Teacher], module: DistillationModule) -> dict[str, Any] | None:
         """The record's account of the teacher; None without one."""
         hashes = sorted(teacher.sha256 for teacher in teachers.values())
         if not hashes:
             return None
-        return {**self.task.teacher_facts(), "sha256": hashes[0] if len(hashes) == 1 else digest(hashes)}
+        sha256 = hashes[0] if len(hashes) == 1 else digest(hashes)
+        return {**self.method.teacher_facts(self.task, module), "sha256": sha256}
 
     def costs(self, module: DistillationModule) -> dict[str, Any]:
         """Costs of the deployed student and of what was trained with it."""

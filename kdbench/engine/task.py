@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.engine.cache import CacheKey, TeacherCache
+from kdbench.engine.callbacks import Selection
+from kdbench.engine.fitting import fit
+from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
-from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.seeds import axis, seeded
+from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
+
+WHERE = ("accelerator", "checkpoint_every_n_epochs")  # trainer options that change no result
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class Task(ABC):
 
     chunk: int | None = None
     """Rows per teacher call while the cache is written; None for all at once."""
+    cacheable: ClassVar[bool] = True
+    """Whether a row looks the same at every step; the teacher's outputs for random views cannot be cached."""
+    selects: ClassVar[Literal["best", "last"]] = "best"
+    """Which weights are deployed: of the best validation, or where no label may choose, of the last."""
 
     def __init__(self, config: RunConfig, store: StageStore) -> None:
         self.config, self.store = config, store
@@ -66,6 +77,10 @@ class Task(ABC):
     @abstractmethod
     def example(self) -> Any:
         """One training batch, for shapes and costs."""
+
+    def foundation(self) -> Sequence[Stage]:
+        """Stages that every arm builds on, teacher or not (a pretrained student), in order."""
+        return ()
 
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
@@ -100,6 +115,13 @@ class Task(ABC):
     def teacher(self) -> Teacher:
         """The task's teacher as the run wants it: live, cached, or replaced by a control."""
         control, seed = self.config.control, self.config.seed
+        if not self.cacheable:
+            if self.config.teacher.cache or control != "none":
+                raise UsageError(
+                    f"{self.config.task} draws a random view of each example at every step: its teacher cannot be "
+                    "cached or replaced by rows of a cache. Leave out teacher.cache and control."
+                )
+            return self.live_teacher()
         if control == "random_teacher":
             return RandomTeacher(self.cache, self.rows_of, seed)
         if control == "shuffled_teacher":
@@ -107,6 +129,47 @@ class Task(ABC):
         if self.config.teacher.cache:
             return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
         return self.live_teacher()
+
+    @torch.no_grad()
+    def score(self, module: DistillationModule, split: str) -> dict[str, float]:
+        """The metrics of the module's network as it stands; the only place where the test loader is made."""
+        module.eval()
+        data = self.data()
+        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
+            moved = module.transfer_batch_to_device(batch, module.device, 0)
+            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
+        return module.results(split)
+
+    def supervised(
+        self,
+        name: str,
+        network: Callable[[], nn.Module],
+        inputs: Mapping[str, Any],
+        code: Sequence[Path],
+        epochs: int,
+        seed: int,
+        data: pl.LightningDataModule | None = None,
+    ) -> Stage:
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+
+        It leaves ``weights.safetensors``, and reports the epoch and the validation score that chose them. ``inputs``
+        says what the network and the data are.
+        """
+        config = self.config
+
+        def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
+            with seeded(axis(seed, "student")):
+                module = self.module(network())
+            module.attach(Method(None), {}, {})
+            selection = Selection(config.metric, last=self.selects == "last")
+            fit(module, data or self.data(), config.trainer, epochs, seed, folder, [selection])
+            save_file(selection.weights, folder / "weights.safetensors")
+            (folder / "last.ckpt").unlink(missing_ok=True)
+            return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
+
+        trainer = {k: v for k, v in asdict(config.trainer).items() if k not in ("max_epochs", *WHERE)}
+        told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
+        return Stage(name, {**told, "metric": config.metric}, run, code)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

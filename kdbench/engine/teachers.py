@@ -107,13 +107,16 @@ def shuffled(groups: Tensor, seed: int) -> Tensor:
 class EMATeacher(pl.Callback, Teacher):
     """A moving average of the student: ``t ← keep · t + (1 − keep) · s`` after every ``every`` optimiser steps.
 
-    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint.
+    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint. With
+    ``deploy`` the average is what is validated, selected and deployed, in the student's place.
     """
 
     sha256 = ""
 
-    def __init__(self, keep: float, forward: Callable[[nn.Module, Any], Outputs], every: int = 1) -> None:
-        self.keep, self.every = keep, every
+    def __init__(
+        self, keep: float, forward: Callable[[nn.Module, Any], Outputs], every: int = 1, deploy: bool = False
+    ) -> None:
+        self.keep, self.every, self.deploy = keep, every, deploy
         self._forward = forward
         self.network: nn.Module | None = None
         self._restored: Mapping[str, Tensor] | None = None
@@ -129,6 +132,27 @@ class EMATeacher(pl.Callback, Teacher):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and trainer.global_step % self.every == 0:
             self.update(module.get_submodule("student"))
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.deploy:
+            self._exchange(module.get_submodule("student"))
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.deploy:
+            self._exchange(module.get_submodule("student"))
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert self.network is not None
+        self.sha256 = weights_digest(self.network)
+
+    @torch.no_grad()
+    def _exchange(self, student: nn.Module) -> None:
+        """Swap weights with the student; done twice around a validation, after the selection has looked."""
+        assert self.network is not None
+        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
+            kept = mine.clone()
+            mine.copy_(theirs)
+            theirs.copy_(kept)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

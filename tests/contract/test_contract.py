@@ -12,32 +12,39 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench import catalog
-from kdbench.config import RunConfig, resolve
+from kdbench.config import RunConfig, resolve, section_types
 from kdbench.datasets import dataset
-from kdbench.engine.runner import Session, run, run_folder
+from kdbench.engine.method import Method
+from kdbench.engine.runner import Session, load_method, run, run_folder
+from kdbench.engine.task import Task
 from kdbench.engine.teachers import FrozenTeacher, weights_digest
+from kdbench.errors import UsageError
 from kdbench.results import store
 
 EPOCHS = 4
+QUICK = ("node_classification",)  # kinds whose real data trains in seconds; others are tested at scale=tiny
 
 
 def pairs() -> Iterator[Any]:
     for name in catalog.task_paths():
         card = catalog.card(name)
         for info in catalog.offered_methods(card.family, card.kind).values():
-            if card.default_scale == "full":
+            if card.default_scale == "full" or (card.default_scale == "small" and card.kind not in QUICK):
                 continue
             yield pytest.param(name, info.name, id=f"{name}-{info.name}")
 
 
 def configure(task: str, method: str, **settings: Any) -> RunConfig:
-    """The task at its smallest scale, a few epochs, a narrow student."""
-    info = dataset(catalog.card(task).dataset)
+    """The task at its smallest scale, a few epochs, a narrow student where it has a width."""
+    card = catalog.card(task)
+    info = dataset(card.dataset)
     if not info.generated and any(info.state(name)[0] != "present" for name in info.files):
         pytest.skip(f"the data set {info.name} is not here (KDBENCH_DATA)")
     trainer = {"max_epochs": EPOCHS, "checkpoint_every_n_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
-    chosen = {"task": task, "method": method, "student.width": 16}
-    return resolve({**chosen, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings})
+    narrow = {"student.width": 16} if "width" in section_types(card)["student"].__dataclass_fields__ else {}
+    return resolve(
+        {"task": task, "method": method, **narrow, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,8 @@ def test_the_record_validates_and_every_term_is_logged(task: str, method: str, b
     outcome = baseline(task, method)
     assert store.validate([outcome.folder / "record.json"]).problems == []
     curves = outcome.record.curves
-    assert curves["epoch"] == list(range(EPOCHS)) and {"train/loss", "train/task"} <= curves.keys()
+    trained = load_method(configure(task, method)).epochs(EPOCHS)
+    assert curves["epoch"] == list(range(trained)) and ("train/loss" in curves) == (trained > 0)
     weighted = {name.removeprefix("train/weight of ") for name in curves if "weight of" in name}
     assert all(f"train/{name}" in curves for name in weighted)
     assert torch.isfinite(torch.tensor(list(curves.values()))).all()
@@ -90,12 +98,16 @@ def test_the_same_seed_gives_the_same_bits(task: str, method: str, baseline: Any
     assert again is not None and first.record.metrics == again.record.metrics
     assert first.record.predictions == again.record.predictions and first.record.curves == again.record.curves
     other = run(configure(task, method, seed=1), tmp_path, Plain())
-    assert other is not None and other.record.curves != first.record.curves
+    assert other is not None
+    weights, others = (load_file(o.folder / "student.safetensors") for o in (first, other))
+    assert not all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 @pytest.mark.parametrize(("task", "method"), pairs())
 def test_a_killed_run_goes_on_to_the_same_bits(task: str, method: str, baseline: Any, tmp_path: Path) -> None:
     config = configure(task, method)
+    if not load_method(config).epochs(EPOCHS):
+        pytest.skip("nothing is trained after the stages")
     with pytest.raises(Killed):
         run(config, tmp_path, Plain(kill_after=3))
     assert not (run_folder(tmp_path, config) / "record.json").exists()
@@ -135,21 +147,20 @@ def test_the_test_loader_waits_for_the_selected_weights(
     monkeypatch.setattr(Session, "evaluate", evaluate)
     session.folder.mkdir(parents=True)
     session.execute()
-    assert asked == [True] and evaluated == [True, True]
+    assert asked and all(asked) and evaluated == [True, True]
 
 
 @pytest.mark.parametrize(("task", "method"), pairs())
 def test_the_teacher_stays_out_of_training(task: str, method: str, tmp_path: Path) -> None:
-    settings = {} if catalog_entry(task, method).teacher == "none" else {"teacher.cache": False}
+    settings = {"teacher.cache": False} if catalog_entry(task, method).teacher == "frozen" else {}
     config = configure(task, method, **settings)
     session = Session(config, tmp_path, tmp_path, Plain())
-    if session.method.teacher == "none":
-        module, teachers = session.assemble()
-        assert teachers == {} and config.to_json()["teacher"] is None
-        return
-    for stage in (*session.task.stages(), *session.method.stages(session.task)):
+    for stage in session.stages():
         session.store.ensure(stage)
     module, teachers = session.assemble()
+    if session.method.teacher == "none":
+        assert teachers == {} and config.to_json()["teacher"] is None
+        return
     frozen = [teacher for teacher in teachers.values() if isinstance(teacher, FrozenTeacher)]
     assert frozen or session.method.teacher != "frozen"
     before = [weights_digest(teacher.network) for teacher in frozen]
@@ -167,6 +178,12 @@ def test_the_teacher_stays_out_of_training(task: str, method: str, tmp_path: Pat
     assert [weights_digest(teacher.network) for teacher in frozen] == before
 
 
+def task_type(task: str) -> type[Task]:
+    card = catalog.card(task)
+    found: type[Task] = catalog.family_module(card.family, card.kind).TASK
+    return found
+
+
 def catalog_entry(task: str, method: str) -> catalog.MethodInfo:
     card = catalog.card(task)
     return catalog.method(method, card.family, card.kind)
@@ -176,6 +193,10 @@ def catalog_entry(task: str, method: str) -> catalog.MethodInfo:
 def test_cached_training_is_live_training(task: str, method: str, baseline: Any, tmp_path: Path) -> None:
     if catalog_entry(task, method).teacher != "frozen":
         pytest.skip("only a frozen teacher has a cache")
+    if not task_type(task).cacheable:
+        with pytest.raises(UsageError, match="random view"):
+            run(configure(task, method, **{"teacher.cache": True}), tmp_path, Plain())
+        return
     live = run(configure(task, method, **{"teacher.cache": False}), tmp_path, Plain())
     assert live is not None
     weights, cached = (load_file(o.folder / "student.safetensors") for o in (live, baseline(task, method)))
@@ -188,9 +209,10 @@ def test_arms_of_one_seed_start_from_the_same_student(task: str, method: str, tm
     starts = []
     for name in ("alone", method):
         session = Session(configure(task, name), tmp_path, tmp_path, Plain())
-        if session.method.teacher != "none":
-            for stage in (*session.task.stages(), *session.method.stages(session.task)):
-                session.store.ensure(stage)
+        if type(session.method).student is not Method.student:
+            pytest.skip("its student begins with what its stages left")
+        for stage in session.stages():
+            session.store.ensure(stage)
         starts.append(weights_digest(session.assemble()[0].student))
     assert starts[0] == starts[1]
 
@@ -202,6 +224,10 @@ def test_controls_change_the_teacher_and_nothing_else(
 ) -> None:
     if catalog_entry(task, method).teacher != "frozen":
         pytest.skip("controls replace a frozen teacher")
+    if not task_type(task).cacheable:
+        with pytest.raises(UsageError, match="random view"):
+            run(configure(task, method, control=control), tmp_path, Plain())
+        return
     outcome = run(configure(task, method, control=control), tmp_path, Plain())
     assert outcome is not None and store.validate([outcome.folder / "record.json"]).problems == []
     real = baseline(task, method).record

@@ -1,0 +1,63 @@
+"""Fits with Lightning, the same way for the student and for a stage that trains a network: seeded, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from kdbench.config import Trainer
+from kdbench.engine.callbacks import AtomicCheckpoints, StepStreams
+
+
+def fit(
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    options: Trainer,
+    epochs: int,
+    seed: int,
+    folder: Path,
+    callbacks: Sequence[pl.Callback],
+) -> torch.device:
+    """Train for ``epochs``, from ``folder/last.ckpt`` if there is one; the device that it ran on.
+
+    Raises KeyboardInterrupt where Lightning turned one into an exit.
+    """
+    checkpoint = ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        every_n_epochs=options.checkpoint_every_n_epochs,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=options.gradient_clip_val or None,
+        check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
+        callbacks=[StepStreams(seed), *callbacks, checkpoint],
+        plugins=[AtomicCheckpoints()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    start = str(last) if last.exists() else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=False)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    return trainer.strategy.root_device
