@@ -92,7 +92,7 @@ def graph_case(method: str, batch: int | None, quick: bool, root: Path) -> Conte
     batches = [f"data.batch_size={batch}"] if batch else []
     (config,) = expand(["task=gnn", f"method={method}", *size, *trainer, *batches])
     session = Session(config, root, root, Silent())
-    for stage in session.task.stages():
+    for stage in session.stages():
         session.store.ensure(stage)
 
     def engine() -> Trained:

@@ -157,6 +157,8 @@ class VectorModule(DistillationModule):
 class VectorTask:
     """What a session asks of a task while it trains."""
 
+    selects = "best"
+
     def __init__(self, data: Rows, batch_size: int) -> None:
         self._loaders = VectorLoaders(data, batch_size)
 

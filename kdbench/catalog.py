@@ -46,7 +46,8 @@ class Extra:
 
 EXTRAS = {
     "graph": Extra(
-        "the graph family: node and graph classification", ("torch_geometric", "sklearn", "transformers", "peft", "accelerate")
+        "the graph family: node and graph classification",
+        ("torch_geometric", "sklearn", "transformers", "peft", "accelerate"),
     ),
     "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops")),
     "detection": Extra(

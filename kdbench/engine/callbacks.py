@@ -27,7 +27,11 @@ class StepStreams(pl.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(axis(self.seed, "training", trainer.current_epoch, batch_idx, trainer.global_rank))
+        value = axis(self.seed, "training", trainer.current_epoch, batch_idx, trainer.global_rank)
+        if module.device.type == "cpu":
+            torch.default_generator.manual_seed(value)  # as torch.manual_seed, less the devices that it looks for
+        else:
+            torch.manual_seed(value)
 
 
 class Selection(pl.Callback):

@@ -33,6 +33,7 @@ class DistillationModule(pl.LightningModule):
         self._method: Method | None = None
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
+        self._told: dict[str, list[Any]] = {}
 
     @abstractmethod
     def forward_batch(self, batch: Any) -> Outputs:
@@ -85,15 +86,29 @@ class DistillationModule(pl.LightningModule):
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
             raise NonFiniteLossError(self.global_step, {name: float(term.detach()) for name, term in terms.items()})
-        told = {
-            "loss": total,
-            **terms,
-            **{f"weight of {name}": weight for name, weight in weights.items()},
-            **step.told,
-        }
-        logged = {f"train/{name}": torch.as_tensor(value).detach() for name, value in told.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(targets))
+        self._tell(
+            {"loss": total, **terms, **{f"weight of {name}": w for name, w in weights.items()}, **step.told}, targets
+        )
         return total
+
+    def _tell(self, values: Mapping[str, Tensor | float], targets: Any) -> None:
+        """Log ``train/<name>``, each the mean over the epoch's examples.
+
+        Summed here and handed to Lightning with the last batch: its own bookkeeping costs milliseconds a step.
+        """
+        size = len(targets)
+        for name, value in values.items():
+            sums = self._told.setdefault(f"train/{name}", [0.0, 0])
+            sums[0] = sums[0] + torch.as_tensor(value).detach() * size
+            sums[1] += size
+        if self.trainer.is_last_batch:
+            self.log_dict(
+                {name: total / examples for name, (total, examples) in self._told.items()},
+                on_epoch=True,
+                on_step=False,
+                batch_size=1,
+            )
+            self._told.clear()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate("val", self.forward_batch(batch), self.targets(batch))

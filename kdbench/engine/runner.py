@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save

@@ -47,11 +47,11 @@ class FrozenTeacher(Teacher):
     def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs]) -> None:
         self.network = network.eval().requires_grad_(False)
         self.sha256 = weights_digest(network)
-        self._forward = forward
+        self._forward, self._device = forward, torch.device("cpu")
 
     def __call__(self, batch: Any) -> Outputs:
-        device = batch.device if isinstance(batch, Tensor) else next(self.network.parameters()).device
-        self.network.to(device)
+        if isinstance(batch, Tensor) and batch.device != self._device:
+            self.network, self._device = self.network.to(batch.device), batch.device
         with torch.no_grad():
             return self._forward(self.network, batch)
 
