@@ -181,8 +181,9 @@ def _arms(records: Sequence[Record]) -> list[_Arm]:
 @functools.cache
 def _defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
     """The method's default hyper-parameters; None when it is not installed here."""
-    found = [info for info in methods() if info.name == method and info.family in (None, family)]
-    return plain(found[0].hyperparameters()) if found else None
+    found = {info.family: info for info in methods() if info.name == method and info.family in (None, family)}
+    info = found.get(family, found.get(None))
+    return plain(info.hyperparameters()) if info else None
 
 
 def _changed(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
