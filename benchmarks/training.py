@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kdbench.config import Optimizer, RunConfig, expand
+from kdbench.config import RunConfig, expand
 from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.runner import Session
 from kdbench.engine.teachers import Outputs
 from kdbench.families.graph.kd import KD, Hyperparameters
+from kdbench.options import Optimizer
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """Inputs ``[b, d]``, labels ``[b]`` and ``{"rows": [b]}``: the triple that torchdistill's boxes expect."""

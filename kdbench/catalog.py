@@ -1,4 +1,4 @@
-"""What there is to run: task cards, families and methods, found by their place and read without importing torch.
+"""What there is to run: families and their methods, found by their place and read without importing torch.
 
 A method file is parsed, not imported: its docstring, its class attributes and its ``Hyperparameters`` dataclass are all
 that listing, showing and checking need. Other packages add families, methods and tasks by entry points:
@@ -14,21 +14,17 @@ import ast
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
-from kdbench.errors import CardError, MissingExtraError, UsageError, unknown
+from kdbench.errors import CardError, MissingExtraError, unknown
 
 PACKAGE = Path(__file__).parent
-SCALES = ("tiny", "small", "full")
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
 
 
@@ -90,46 +86,13 @@ class MethodInfo:
         return self.family in (None, family) and (not self.kinds or kind in self.kinds)
 
 
-@dataclass(frozen=True)
-class Reported:
-    """A published number: shown beside measured ones, never mixed with them."""
-
-    arm: str
-    metric: str
-    value: float
-    source: str
-    spread: float | None = None
-    student: str | None = None
-
-
-@dataclass(frozen=True)
-class Card:
-    """A task card: one YAML file of ``tasks/``. ``defaults`` and each scale hold option sections (data, student, …)."""
-
-    name: str
-    path: Path
-    title: str
-    family: str
-    kind: str
-    dataset: str
-    metric: str
-    defaults: dict[str, Any]
-    scales: dict[str, dict[str, Any]]
-    reported: tuple[Reported, ...] = ()
-    notes: str = ""
-
-    @property
-    def default_scale(self) -> str:
-        """The smallest scale that the card has."""
-        return next(scale for scale in SCALES if scale in self.scales)
-
-
 @functools.cache
 def _all_points() -> Any:
     return entry_points()
 
 
-def _points(group: str) -> Iterable[EntryPoint]:
+def points(group: str) -> Iterable[EntryPoint]:
+    """The installed entry points of a group."""
     points: Iterable[EntryPoint] = _all_points().select(group=group)
     return points
 
@@ -138,9 +101,9 @@ def _points(group: str) -> Iterable[EntryPoint]:
 def families() -> dict[str, str]:
     """Family name -> package: the folders of ``kdbench/families`` and the ``kdbench.families`` entry points."""
     found = {p.parent.name: f"kdbench.families.{p.parent.name}" for p in (PACKAGE / "families").glob("*/__init__.py")}
-    for point in _points("kdbench.families"):
+    for point in points("kdbench.families"):
         if found.setdefault(point.name, point.value) != point.value:
-            raise CardError(f"{_told(point)}: there is a family of that name already, {found[point.name]}.")
+            raise CardError(f"{told(point)}: there is a family of that name already, {found[point.name]}.")
     return found
 
 
@@ -192,17 +155,18 @@ def _method_files() -> Iterator[tuple[str | None, str, Path]]:
     for family, package in families().items():
         for path in sorted(folder_of(package).glob("*.py")):
             yield family, f"{package}.{path.stem}", path
-    for point in _points("kdbench.methods"):
-        path = Path(str(_spec(point.value, _told(point)).origin))
+    for point in points("kdbench.methods"):
+        path = Path(str(_spec(point.value, told(point)).origin))
         family, _, name = point.name.rpartition(".")
         if name != path.stem:
-            raise CardError(f"{_told(point)}: a method has the name of its file, '{path.stem}'.")
+            raise CardError(f"{told(point)}: a method has the name of its file, '{path.stem}'.")
         if family and family not in families():
-            raise CardError(f"{_told(point)}: {unknown('family', family, families())}")
+            raise CardError(f"{told(point)}: {unknown('family', family, families())}")
         yield family or None, point.value, path
 
 
-def _told(point: EntryPoint) -> str:
+def told(point: EntryPoint) -> str:
+    """An entry point in words."""
     return f"Entry point {point.group} '{point.name} = {point.value}'"
 
 
@@ -316,154 +280,3 @@ def documented_options(options: type) -> tuple[Field, ...]:
     module = importlib.import_module(options.__module__)
     tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
     return next(option_fields(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options.__name__)
-
-
-def _task_folders() -> Iterator[Path]:
-    inside = PACKAGE / "_tasks"
-    yield inside if inside.is_dir() else PACKAGE.parent / "tasks"
-    for point in _points("kdbench.tasks"):
-        yield folder_of(point.value, _told(point))
-
-
-@functools.cache
-def task_paths() -> dict[str, Path]:
-    """Task name -> card. A card's place is its name: ``tasks/gnn/cora.yaml`` is ``gnn/cora``."""
-    found: dict[str, Path] = {}
-    for folder in _task_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if found.setdefault(name, path) != path:
-                raise CardError(f"{path}:1: there is a task '{name}' already, {found[name]}.")
-    return found
-
-
-@functools.cache
-def card(name: str) -> Card:
-    """The card of a task. Raises :class:`UsageError` for an unknown name, :class:`CardError` for a faulty card."""
-    if name not in task_paths():
-        raise unknown("task", name, task_paths())
-    return read_card(task_paths()[name], name)
-
-
-TEXTS = ("title", "family", "kind", "dataset", "metric")
-
-
-def read_card(path: Path, name: str, options: bool = True) -> Card:
-    """Parse and check one card; errors name the file, the line and the field.
-
-    Without ``options`` neither they nor the reported numbers are checked, which is quicker: enough for a list.
-    """
-    from kdbench.datasets import datasets  # which asks for the families
-
-    content, lines = read_yaml(path)
-
-    def fail(field: str, message: str) -> CardError:
-        return CardError(f"{path}:{_line(lines, field)}: {message}")
-
-    if not isinstance(content, dict):
-        raise fail("", "a card is a mapping of fields.")
-    known = {field.name for field in fields(Card)} - {"name", "path"}
-    for key in map(str, content):
-        if key not in known:
-            raise fail(key, str(unknown("field", key, known)))
-    for key in TEXTS:
-        if not isinstance(content.get(key), str):
-            raise fail(key, f"field '{key}' must be text." if key in content else f"field '{key}' is missing.")
-    for key, valid in (("family", families()), ("dataset", datasets())):
-        if content[key] not in valid:
-            raise fail(key, str(unknown(key, content[key], valid)))
-    scales = content.get("scales")
-    if not isinstance(scales, dict) or not scales:
-        raise fail("scales", "field 'scales' is missing or empty: give at least one of tiny, small, full.")
-    for scale in map(str, scales):
-        if scale not in SCALES:
-            raise fail(f"scales.{scale}", str(unknown("scale", scale, SCALES)))
-    result = Card(
-        name=name,
-        path=path,
-        **{key: content[key] for key in TEXTS},
-        defaults=content.get("defaults") or {},
-        scales={scale: sections or {} for scale, sections in scales.items()},
-        reported=_reported(content.get("reported") or [], fail) if options else (),
-        notes=" ".join(str(content.get("notes", "")).split()),
-    )
-    if options:
-        _check_options(result, fail)
-    return result
-
-
-def _reported(entries: Any, fail: Callable[[str, str], CardError]) -> tuple[Reported, ...]:
-    from kdbench.config import OptionError, build  # which reads cards
-
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise fail("reported", "field 'reported' must be a list of mappings.")
-    try:
-        return tuple(build(Reported, entry, f"reported.{place}") for place, entry in enumerate(entries))
-    except OptionError as error:
-        raise fail(error.field, str(error)) from None
-
-
-def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
-    """Check every option of every section as it is written, and each scale as a whole."""
-    from kdbench.config import OptionError, build, check_sections, merge, section_types, sections_of
-
-    @contextmanager
-    def reading(place: str) -> Iterator[None]:
-        try:
-            yield
-        except UsageError as error:
-            field = f"{place}.{error.field}" if isinstance(error, OptionError) and error.field else place
-            raise fail(field, f"{field}: {error}") from None
-
-    with reading("kind"):
-        types = section_types(card)
-    for place, sections in (("defaults", card.defaults), *((f"scales.{s}", c) for s, c in card.scales.items())):
-        with reading(place):
-            check_sections(types, sections)
-    for scale in card.scales:
-        with reading(f"scales.{scale}"):
-            merged = merge(sections_of(card, scale))
-            for section, options in types.items():
-                build(options, merged.get(section, {}), section)
-
-
-def _line(lines: dict[str, int], field: str) -> int:
-    """The line of a field, or of the nearest field around it."""
-    while field and field not in lines:
-        field = field.rpartition(".")[0]
-    return lines.get(field, 1)
-
-
-def read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
-    """The content of a YAML file and the line of every field by its dotted path."""
-    text = path.read_text(encoding="utf-8")
-    lines: dict[str, int] = {}
-
-    def visit(node: yaml.Node, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            items = [(str(key.value), key.start_mark.line + 1, value) for key, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            items = [(str(place), value.start_mark.line + 1, value) for place, value in enumerate(node.value)]
-        else:
-            return
-        for key, line, value in items:
-            field = f"{prefix}.{key}" if prefix else key
-            if field in lines:
-                raise CardError(f"{path}:{line}: field '{field}' is given twice, first in line {lines[field]}.")
-            lines[field] = line
-            visit(value, field)
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        node = yaml.compose(text, Loader=loader)
-        if node is not None:
-            visit(node, "")
-        return yaml.load(text, Loader=loader), lines
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        if mark is None or (error.context_mark is not None and mark.index >= len(text)):
-            mark = error.context_mark  # what is not closed is better named by its beginning than by the end of the file
-        said = " ".join(word for word in (error.context, error.problem) if word)
-        raise CardError(f"{path}:{mark.line + 1 if mark else 1}: {said}.") from None
-    except yaml.YAMLError as error:
-        raise CardError(f"{path}:1: {error}") from None

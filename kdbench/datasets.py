@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.catalog import families, folder_of, read_yaml
+from kdbench.catalog import families, folder_of
 from kdbench.errors import CardError, DataError, unknown
 from kdbench.hashing import digest, file_digest
+from kdbench.marked_yaml import read_yaml
 
 
 @dataclass(frozen=True)

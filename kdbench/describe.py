@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kdbench import catalog
-from kdbench.config import merge, section_types, sections_of
+from kdbench import cards, catalog
+from kdbench.cards import section_types, sections_of
 from kdbench.datasets import dataset
 from kdbench.errors import UsageError, unknown
+from kdbench.options import merge
 
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
 
@@ -22,10 +23,10 @@ CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", 
 def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
     """Tasks and methods whose names match a wildcard. Raises :class:`UsageError` when none does."""
     wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    cards = [catalog.read_card(path, name, False) for name, path in catalog.task_paths().items() if fnmatch(name, wild)]
+    found = [cards.read_card(path, name, False) for name, path in cards.task_paths().items() if fnmatch(name, wild)]
     tasks = [
         {"name": card.name, "family": card.family, "kind": card.kind, "scales": list(card.scales), "title": card.title}
-        for card in cards
+        for card in found
     ]
     methods = [
         {"name": m.name, "family": m.family or "all", "teacher": m.teacher, "title": m.title, "paper": m.paper}
@@ -33,13 +34,13 @@ def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
         if fnmatch(m.name, wild)
     ]
     if not tasks and not methods:
-        raise unknown("task or method", pattern, [*catalog.task_paths(), *(m.name for m in catalog.methods())])
+        raise unknown("task or method", pattern, [*cards.task_paths(), *(m.name for m in catalog.methods())])
     return {"tasks": tasks, "methods": methods}
 
 
 def description(name: str) -> dict[str, Any]:
     """One task, method or record file, as plain values."""
-    if name in catalog.task_paths():
+    if name in cards.task_paths():
         return task(name)
     found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
     if found:
@@ -48,7 +49,7 @@ def description(name: str) -> dict[str, Any]:
         return {"record": record(Path(name))}
     if name.endswith(".json"):
         raise UsageError(f"There is no record file '{name}'.")
-    raise unknown("task, method or record", name, [*catalog.task_paths(), *(m.name for m in catalog.methods())])
+    raise unknown("task, method or record", name, [*cards.task_paths(), *(m.name for m in catalog.methods())])
 
 
 def method(info: catalog.MethodInfo) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def method(info: catalog.MethodInfo) -> dict[str, Any]:
 
 def task(name: str) -> dict[str, Any]:
     """A task: data and licence, scales with their options, methods, reported numbers."""
-    card = catalog.card(name)
+    card = cards.card(name)
     data = dataset(card.dataset)
     types = section_types(card)
     scales = {scale: merge(sections_of(card, scale)) for scale in card.scales}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdbench.config import parse_overrides
 from kdbench.errors import UsageError, unknown
+from kdbench.overrides import parse_overrides
 from kdbench.results.record import Record
 
 BASELINES = ("alone", "kd")

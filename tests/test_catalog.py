@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import catalog, datasets
-from kdbench.catalog import EXTRAS, MethodInfo, read_card, read_method
+from kdbench import cards, catalog, datasets
+from kdbench.cards import read_card
+from kdbench.catalog import EXTRAS, MethodInfo, read_method
 from kdbench.errors import CardError, MissingExtraError, UsageError
 
 METHODS = catalog.methods()
@@ -86,9 +87,9 @@ def card_fault(folder: Path, text: str) -> str:
 
 def test_everything_is_listed_and_checked_without_importing_torch() -> None:
     script = (
-        "import sys; from kdbench import catalog, describe\n"
-        "catalog.methods(); [catalog.card(name) for name in catalog.task_paths()]; describe.listing()\n"
-        "[describe.description(m.name) for m in catalog.methods()]; [describe.task(n) for n in catalog.task_paths()]\n"
+        "import sys; from kdbench import cards, catalog, describe\n"
+        "catalog.methods(); [cards.card(name) for name in cards.task_paths()]; describe.listing()\n"
+        "[describe.description(m.name) for m in catalog.methods()]; [describe.task(n) for n in cards.task_paths()]\n"
         "print([m for m in ('torch', 'pytorch_lightning', 'kdbench.engine') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -106,11 +107,11 @@ def test_every_method_file_tells_its_paper_equations_and_options(info: MethodInf
         assert field.doc and field.default is not None, f"{field.name} has a default and a docstring line"
 
 
-@pytest.mark.parametrize("task", catalog.task_paths())
+@pytest.mark.parametrize("task", cards.task_paths())
 def test_every_shipped_card_resolves_at_each_scale_with_each_of_its_methods(task: str) -> None:
     from kdbench.config import resolve
 
-    card = catalog.card(task)
+    card = cards.card(task)
     offered = catalog.offered_methods(card.family, card.kind)
     assert {"alone", "kd"} <= set(offered)
     assert datasets.dataset(card.dataset).licence
@@ -121,10 +122,10 @@ def test_every_shipped_card_resolves_at_each_scale_with_each_of_its_methods(task
 
 
 def test_every_option_of_every_card_has_a_docstring_line() -> None:
-    from kdbench.config import section_types
+    from kdbench.cards import section_types
 
-    for task in catalog.task_paths():
-        for section, options in section_types(catalog.card(task)).items():
+    for task in cards.task_paths():
+        for section, options in section_types(cards.card(task)).items():
             for field in catalog.documented_options(options):
                 assert field.doc, f"{section}.{field.name} of {task}"
 
@@ -242,14 +243,14 @@ def test_a_task_has_the_name_of_its_place(tmp_path: Path, monkeypatch: pytest.Mo
     for folder in ("a", "b"):
         (tmp_path / folder / "x").mkdir(parents=True)
     write(tmp_path / "a" / "x", CARD, "y.yaml")
-    monkeypatch.setattr(catalog, "_task_folders", lambda: [tmp_path / "a", tmp_path / "b"])
-    catalog.task_paths.cache_clear()
-    assert list(catalog.task_paths()) == ["x/y"]
+    monkeypatch.setattr(cards, "_task_folders", lambda: [tmp_path / "a", tmp_path / "b"])
+    cards.task_paths.cache_clear()
+    assert list(cards.task_paths()) == ["x/y"]
     write(tmp_path / "b" / "x", CARD, "y.yaml")
-    catalog.task_paths.cache_clear()
+    cards.task_paths.cache_clear()
     with pytest.raises(CardError, match="there is a task 'x/y' already"):
-        catalog.task_paths()
-    catalog.task_paths.cache_clear()
+        cards.task_paths()
+    cards.task_paths.cache_clear()
 
 
 @pytest.mark.parametrize(

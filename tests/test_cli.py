@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from kdbench import catalog, cli
+from kdbench import cards, catalog, cli
 from kdbench.config import expand
 from kdbench.results import record as records
 
@@ -90,10 +90,10 @@ def test_looking_around_imports_no_torch_and_no_hydra(tmp_path: Path) -> None:
 
 def test_list_shows_tasks_and_methods_and_takes_wildcards(say: Callable[..., Said]) -> None:
     everything = say("list").out
-    for name in (*catalog.task_paths(), *(info.name for info in catalog.methods())):
+    for name in (*cards.task_paths(), *(info.name for info in catalog.methods())):
         assert f"\n  {name} " in everything
     some = json.loads(say("list", "gnn/*", "--json").out)
-    assert {task["name"] for task in some["tasks"]} == {n for n in catalog.task_paths() if n.startswith("gnn/")}
+    assert {task["name"] for task in some["tasks"]} == {n for n in cards.task_paths() if n.startswith("gnn/")}
     assert some["methods"] == []
     found = json.loads(say("list", "lingu", "--json").out)
     assert [method["name"] for method in found["methods"]] == ["lingugkd"] and found["tasks"] == []

@@ -13,27 +13,18 @@ from typing import Any
 
 import pytest
 
-from kdbench import catalog
-from kdbench.config import (
-    OptionError,
-    RunConfig,
-    build,
-    expand,
-    expand_baselines,
-    from_json,
-    merge,
-    parse_overrides,
-    resolve,
-    section_types,
-    word,
-)
+from kdbench import cards, catalog
+from kdbench.cards import section_types
+from kdbench.config import RunConfig, expand, expand_baselines, from_json, resolve
 from kdbench.errors import UsageError
+from kdbench.options import OptionError, build, merge
+from kdbench.overrides import parse_overrides, word
 
 ARMS = [
     (task, scale, name)
-    for task in catalog.task_paths()
-    for scale in catalog.card(task).scales
-    for name in catalog.offered_methods(catalog.card(task).family, catalog.card(task).kind)
+    for task in cards.task_paths()
+    for scale in cards.card(task).scales
+    for name in catalog.offered_methods(cards.card(task).family, cards.card(task).kind)
 ]
 ODD_VALUES: list[Any] = [
     *(None, True, False, 0, -3, 7, 0.5, 1e-5, 1e30, -2.5e-8),
@@ -235,7 +226,7 @@ def test_a_control_needs_a_frozen_teacher() -> None:
 def test_precedence_is_defaults_card_scale_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = {"optimizer": {"lr": 0.2, "momentum": 0.2}, "student": {"width": 20, "layers": 3}}
     scale = {"optimizer": {"lr": 0.3}, "student": {"width": 30}}
-    layered = dataclasses.replace(catalog.card("gnn"), defaults=defaults, scales={"tiny": scale})
+    layered = dataclasses.replace(cards.card("gnn"), defaults=defaults, scales={"tiny": scale})
     monkeypatch.setattr("kdbench.config.card", lambda name: layered)
     found = resolve({"task": "gnn", "method": "kd", "student.width": 40})
     assert (found.optimizer.weight_decay, found.student.dropout) == (5e-4, 0.2)
@@ -308,12 +299,12 @@ def test_baselines_share_everything_but_the_method() -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    card = catalog.card("gnn")
+    card = cards.card("gnn")
     with pytest.raises(UsageError, match="node_classification"):
         section_types(dataclasses.replace(card, kind="node_clasification"))
 
 
 def test_build_names_what_is_missing() -> None:
     with pytest.raises(OptionError, match=r"reported\.0\.source is missing") as caught:
-        build(catalog.Reported, {"arm": "kd", "metric": "accuracy", "value": 0.5}, "reported.0")
+        build(cards.Reported, {"arm": "kd", "metric": "accuracy", "value": 0.5}, "reported.0")
     assert caught.value.field == "reported.0.source"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdbench import catalog
+from kdbench.cards import task_paths
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +63,7 @@ def test_the_wheel_works_outside_the_clone(wheel: Path, tmp_path: Path) -> None:
     assert Path(place.strip()) == site / "kdbench" / "__init__.py"
     kdbench = tmp_path / "venv" / "bin" / "kdbench"
     listed = run(kdbench, "list", cwd=tmp_path)
-    for name in (*catalog.task_paths(), *(info.name for info in catalog.methods())):
+    for name in (*task_paths(), *(info.name for info in catalog.methods())):
         assert f"\n  {name} " in listed
     assert "block model" in run(kdbench, "show", "gnn", cwd=tmp_path)
     assert "cora (graph):" in run(kdbench, "data", "cora", cwd=tmp_path)

@@ -132,7 +132,22 @@ def test_launchers_know_runs_and_no_methods(module: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "config", "catalog", "datasets", "describe", "errors", "hashing", "present", "reproduce", "select"],
+    [
+        "cli",
+        "config",
+        "cards",
+        "catalog",
+        "marked_yaml",
+        "options",
+        "overrides",
+        "datasets",
+        "describe",
+        "errors",
+        "hashing",
+        "present",
+        "reproduce",
+        "select",
+    ],
 )
 def test_what_the_command_line_loads_is_light(module: str) -> None:
     assert not heavy(f"kdbench.{module}")

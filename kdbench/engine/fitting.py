@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from kdbench.config import Trainer
 from kdbench.engine.callbacks import AtomicCheckpoints, StepStreams
+from kdbench.options import Trainer
 
 
 def fit(

@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kdbench.config import Optimizer
 from kdbench.engine.method import Method, Step
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import Outputs, Teacher
 from kdbench.errors import NonFiniteLossError
+from kdbench.options import Optimizer
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
-from kdbench.catalog import card, require_extra
+from kdbench.cards import card
+from kdbench.catalog import require_extra
 from kdbench.config import RunConfig, expand_baselines
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from kdbench import hashing
 from kdbench.catalog import methods
-from kdbench.config import plain
+from kdbench.options import plain
 from kdbench.results.record import Record
 from kdbench.results.stats import PairedDifference, agreement, gap_closed, holm, mean_interval, paired
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench import catalog
-from kdbench.config import RunConfig, resolve, section_types
+from kdbench import cards, catalog
+from kdbench.cards import section_types
+from kdbench.config import RunConfig, resolve
 from kdbench.datasets import dataset
 from kdbench.engine.method import Method
 from kdbench.engine.runner import Session, load_method, run, run_folder
@@ -26,8 +27,8 @@ QUICK = ("node_classification",)  # kinds whose real data trains in seconds; oth
 
 
 def pairs() -> Iterator[Any]:
-    for name in catalog.task_paths():
-        card = catalog.card(name)
+    for name in cards.task_paths():
+        card = cards.card(name)
         for info in catalog.offered_methods(card.family, card.kind).values():
             if card.default_scale == "full" or (card.default_scale == "small" and card.kind not in QUICK):
                 continue
@@ -36,7 +37,7 @@ def pairs() -> Iterator[Any]:
 
 def configure(task: str, method: str, **settings: Any) -> RunConfig:
     """The task at its smallest scale, a few epochs, a narrow student where it has a width."""
-    card = catalog.card(task)
+    card = cards.card(task)
     info = dataset(card.dataset)
     if not info.generated and any(info.state(name)[0] != "present" for name in info.files):
         pytest.skip(f"the data set {info.name} is not here (KDBENCH_DATA)")
@@ -179,13 +180,13 @@ def test_the_teacher_stays_out_of_training(task: str, method: str, tmp_path: Pat
 
 
 def task_type(task: str) -> type[Task]:
-    card = catalog.card(task)
+    card = cards.card(task)
     found: type[Task] = catalog.family_module(card.family, card.kind).TASK
     return found
 
 
 def catalog_entry(task: str, method: str) -> catalog.MethodInfo:
-    card = catalog.card(task)
+    card = cards.card(task)
     return catalog.method(method, card.family, card.kind)
 
 

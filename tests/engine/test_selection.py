@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdbench.config import Trainer
 from kdbench.engine.callbacks import Curves, Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.teachers import EMATeacher
+from kdbench.options import Trainer
 
 SCORES = [0.1, 0.8, 0.8, 0.3]
 

@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kdbench.config import plain
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
 from kdbench.families.graph import data, instruction_tuning, language_model, models, prompts, sentence_encoder
 from kdbench.families.graph.data import NodeGraph, require_texts, tfidf
 from kdbench.families.graph.options import NodeTeacher
 from kdbench.hashing import digest, file_digest
+from kdbench.options import plain
 
 STRENGTHS = (1.0, 10.0, 100.0)
 TINY = "tiny-llama"

@@ -1,0 +1,179 @@
+"""Task cards: one YAML file of ``tasks/`` each, checked field by field. A card's place is its name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kdbench.catalog import PACKAGE, families, family_module, folder_of, points, told
+from kdbench.datasets import datasets
+from kdbench.errors import CardError, UsageError, unknown
+from kdbench.marked_yaml import read_yaml
+from kdbench.options import Optimizer, OptionError, Trainer, build, check_sections, merge
+
+SCALES = ("tiny", "small", "full")
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A published number: shown beside measured ones, never mixed with them."""
+
+    arm: str
+    metric: str
+    value: float
+    source: str
+    spread: float | None = None
+    student: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A task card: one YAML file of ``tasks/``. ``defaults`` and each scale hold option sections (data, student, …)."""
+
+    name: str
+    path: Path
+    title: str
+    family: str
+    kind: str
+    dataset: str
+    metric: str
+    defaults: dict[str, Any]
+    scales: dict[str, dict[str, Any]]
+    reported: tuple[Reported, ...] = ()
+    notes: str = ""
+
+    @property
+    def default_scale(self) -> str:
+        """The smallest scale that the card has."""
+        return next(scale for scale in SCALES if scale in self.scales)
+
+
+def _task_folders() -> Iterator[Path]:
+    inside = PACKAGE / "_tasks"
+    yield inside if inside.is_dir() else PACKAGE.parent / "tasks"
+    for point in points("kdbench.tasks"):
+        yield folder_of(point.value, told(point))
+
+
+@functools.cache
+def task_paths() -> dict[str, Path]:
+    """Task name -> card. A card's place is its name: ``tasks/gnn/cora.yaml`` is ``gnn/cora``."""
+    found: dict[str, Path] = {}
+    for folder in _task_folders():
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if found.setdefault(name, path) != path:
+                raise CardError(f"{path}:1: there is a task '{name}' already, {found[name]}.")
+    return found
+
+
+@functools.cache
+def card(name: str) -> Card:
+    """The card of a task. Raises :class:`UsageError` for an unknown name, :class:`CardError` for a faulty card."""
+    if name not in task_paths():
+        raise unknown("task", name, task_paths())
+    return read_card(task_paths()[name], name)
+
+
+TEXTS = ("title", "family", "kind", "dataset", "metric")
+
+
+def read_card(path: Path, name: str, options: bool = True) -> Card:
+    """Parse and check one card; errors name the file, the line and the field.
+
+    Without ``options`` neither they nor the reported numbers are checked, which is quicker: enough for a list.
+    """
+    content, lines = read_yaml(path)
+
+    def fail(field: str, message: str) -> CardError:
+        return CardError(f"{path}:{_line(lines, field)}: {message}")
+
+    if not isinstance(content, dict):
+        raise fail("", "a card is a mapping of fields.")
+    known = {field.name for field in fields(Card)} - {"name", "path"}
+    for key in map(str, content):
+        if key not in known:
+            raise fail(key, str(unknown("field", key, known)))
+    for key in TEXTS:
+        if not isinstance(content.get(key), str):
+            raise fail(key, f"field '{key}' must be text." if key in content else f"field '{key}' is missing.")
+    for key, valid in (("family", families()), ("dataset", datasets())):
+        if content[key] not in valid:
+            raise fail(key, str(unknown(key, content[key], valid)))
+    scales = content.get("scales")
+    if not isinstance(scales, dict) or not scales:
+        raise fail("scales", "field 'scales' is missing or empty: give at least one of tiny, small, full.")
+    for scale in map(str, scales):
+        if scale not in SCALES:
+            raise fail(f"scales.{scale}", str(unknown("scale", scale, SCALES)))
+    result = Card(
+        name=name,
+        path=path,
+        **{key: content[key] for key in TEXTS},
+        defaults=content.get("defaults") or {},
+        scales={scale: sections or {} for scale, sections in scales.items()},
+        reported=_reported(content.get("reported") or [], fail) if options else (),
+        notes=" ".join(str(content.get("notes", "")).split()),
+    )
+    if options:
+        _check_options(result, fail)
+    return result
+
+
+def _reported(entries: Any, fail: Callable[[str, str], CardError]) -> tuple[Reported, ...]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise fail("reported", "field 'reported' must be a list of mappings.")
+    try:
+        return tuple(build(Reported, entry, f"reported.{place}") for place, entry in enumerate(entries))
+    except OptionError as error:
+        raise fail(error.field, str(error)) from None
+
+
+def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
+    """Check every option of every section as it is written, and each scale as a whole."""
+
+    @contextmanager
+    def reading(place: str) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            field = f"{place}.{error.field}" if isinstance(error, OptionError) and error.field else place
+            raise fail(field, f"{field}: {error}") from None
+
+    with reading("kind"):
+        types = section_types(card)
+    for place, sections in (("defaults", card.defaults), *((f"scales.{s}", c) for s, c in card.scales.items())):
+        with reading(place):
+            check_sections(types, sections)
+    for scale in card.scales:
+        with reading(f"scales.{scale}"):
+            merged = merge(sections_of(card, scale))
+            for section, options in types.items():
+                build(options, merged.get(section, {}), section)
+
+
+def _line(lines: dict[str, int], field: str) -> int:
+    """The line of a field, or of the nearest field around it."""
+    while field and field not in lines:
+        field = field.rpartition(".")[0]
+    return lines.get(field, 1)
+
+
+def section_types(task: Card) -> dict[str, type]:
+    """The option dataclass of each section for this task's kind, from the family's ``options`` module."""
+    offered = family_module(task.family, "options").KINDS
+    if task.kind not in offered:
+        raise unknown(f"kind of {task.family} task", task.kind, offered)
+    return {**offered[task.kind], "optimizer": Optimizer, "trainer": Trainer}
+
+
+def sections_of(task: Card, scale: str) -> Iterator[Mapping[str, Any]]:
+    """Option sections, lowest precedence first: the options' own defaults, the card's, its scale's."""
+    types = section_types(task).items()
+    yield {name: {f.name: f.default for f in fields(kind) if f.default is not MISSING} for name, kind in types}
+    yield task.defaults
+    yield task.scales[scale]
