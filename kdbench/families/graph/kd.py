@@ -1,8 +1,9 @@
-"""Plain knowledge distillation for node classification: match the teacher's softened class probabilities.
+"""Plain knowledge distillation on nodes or whole graphs: match the teacher's softened class probabilities.
 
-``L = (1 − α) · CE(z_S, y) + α · T² · KL( softmax(z_T / T) ‖ softmax(z_S / T) )`` on the labelled training nodes.
+``L = (1 − α) · CE(z_S, y) + α · T² · KL( softmax(z_T / T) ‖ softmax(z_S / T) )`` on the labelled training examples.
 
-The teacher's logits ``z_T`` come from the softmax head trained on its features.
+The teacher's logits ``z_T`` come from the softmax head trained on its features (nodes), or from a network trained on
+all training graphs.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
 """
@@ -37,7 +38,7 @@ class KD(Method):
     title = "plain KD (softened KL to the teacher's class probabilities)"
     paper = "https://arxiv.org/abs/1503.02531"
     teacher = "frozen"
-    kinds = ("node_classification",)
+    kinds = ("node_classification", "graph_classification")
     options: Hyperparameters
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:

@@ -1,0 +1,75 @@
+"""Training on a small set of graphs in place of the training graphs, at the same number of optimiser steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch_geometric.data import Batch
+
+from kdbench.engine.seeds import axis
+from kdbench.families.graph.graph_classification import GraphLoaders, GraphTask, loader
+from kdbench.families.graph.graph_data import Graphs
+
+
+class Draws(Sampler[int]):
+    """Graph numbers of one epoch, which depend on (seed, epoch) alone; every process gets its share.
+
+    With ``weights`` they are drawn in proportion to them, with replacement; without, the whole set is gone through in
+    one random order after another.
+    """
+
+    def __init__(self, count: int, weights: Tensor | None, draws: int, seed: int, place: tuple[int, int]) -> None:
+        self.count, self.weights, self.draws, self.seed, self.epoch = count, weights, draws, seed, 0
+        self.world, self.rank = place
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says which epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(axis(self.seed, "data_order", self.epoch))
+        total = self.draws * self.world
+        if self.weights is not None:
+            drawn = torch.multinomial(self.weights.double(), total, replacement=True, generator=generator)
+        else:
+            rounds = range(math.ceil(total / self.count))
+            drawn = torch.cat([torch.randperm(self.count, generator=generator) for _ in rounds])[:total]
+        return iter(drawn[self.rank :: self.world].tolist())
+
+
+class SmallLoaders(GraphLoaders):
+    """The task's loaders with another training set."""
+
+    def __init__(self, task: GraphTask, small: Graphs, weights: Tensor | None, batch: int, steps: int) -> None:
+        super().__init__(task.graphs, task.data_options.batch_size, task.config.seed)
+        self.small, self.weights, self.batch, self.steps = small, weights, batch, steps
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        sampler = Draws(len(self.small), self.weights, self.batch * self.steps, self.seed, self.place)
+        return loader(self.small, torch.arange(len(self.small)), self.batch, sampler)
+
+
+def small_loaders(
+    task: GraphTask, small: Graphs, weights: Tensor | None, steps: Literal["data", "set"], batch: int | None
+) -> SmallLoaders:
+    """Loaders of ``small``: batches of ``batch`` graphs (by default the task's size, but no more than there are).
+
+    ``steps``: 'data' gives an epoch as many optimiser steps as one over the task's training graphs has, 'set' as many
+    as go through ``small`` once.
+    """
+    size = batch or min(task.data_options.batch_size, len(small))
+    full = math.ceil(len(task.graphs.ids("train")) / task.data_options.batch_size)
+    return SmallLoaders(task, small, weights, size, full if steps == "data" else math.ceil(len(small) / size))
+
+
+def told(small: Graphs) -> dict[str, Tensor]:
+    """The size of a training set for the log: ``bytes`` of its tensors, number of ``graphs``."""
+    return {"bytes": torch.tensor(float(small.bytes)), "graphs": torch.tensor(float(len(small)))}

@@ -1,0 +1,288 @@
+"""Graph-classification data: generated motifs, the TU sets in the DGCNN text format, ogbg-molbace."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from kdbench.datasets import fetch
+from kdbench.engine.seeds import axis
+from kdbench.errors import DataError, unknown
+from kdbench.families.graph.data import SPLITS, TEST, TRAIN, VAL
+from kdbench.families.graph.options import GraphData
+from kdbench.hashing import digest
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Many graphs in flat tensors: nodes and directed edges lie graph by graph."""
+
+    x: Tensor
+    """Node labels, int64 ``[n, k]``: one categorical number a column."""
+    edges: Tensor
+    """From and to, int64 ``[2, e]``, node numbers of the whole set."""
+    edge_labels: Tensor
+    """int64 ``[e, m]``; m = 0 without edge labels."""
+    y: Tensor
+    """Classes, int64 ``[g]``."""
+    nodes: Tensor
+    """Number of nodes, int64 ``[g]``."""
+    sizes: Tensor
+    """Number of directed edges, int64 ``[g]``."""
+    read: Tensor | None = None
+    """bool ``[n]``: the nodes whose last states are pooled; all of them where it is None."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensors: 8 bytes a number, 1 a node for ``read``."""
+        return int(self.bytes_each().sum())
+
+    def bytes_each(self) -> Tensor:
+        """Bytes of each graph's part of the tensors, int64 ``[g]``."""
+        node = 8 * self.x.shape[1] + (0 if self.read is None else 1)
+        return 24 + node * self.nodes + (16 + 8 * self.edge_labels.shape[1]) * self.sizes
+
+    @functools.cached_property
+    def _starts(self) -> tuple[Tensor, Tensor]:
+        return self.nodes.cumsum(0) - self.nodes, self.sizes.cumsum(0) - self.sizes
+
+    def take(self, ids: Tensor) -> Graphs:
+        """The graphs ``ids`` (int64 ``[b]``) in that order; one may come more than once."""
+        nodes, sizes = self.nodes[ids], self.sizes[ids]
+        first_node, first_edge = (start[ids] for start in self._starts)
+        node, edge = _ranges(first_node, nodes), _ranges(first_edge, sizes)
+        shift = (nodes.cumsum(0) - nodes - first_node).repeat_interleave(sizes)
+        read = None if self.read is None else self.read[node]
+        return Graphs(
+            self.x[node], self.edges[:, edge] + shift, self.edge_labels[edge], self.y[ids], nodes, sizes, read
+        )
+
+    def batch(self, ids: Tensor) -> Batch:
+        """The graphs ``ids`` as one PyG batch: ``x``, ``edge_index``, ``edge_attr``, ``y``, ``batch``, ``ptr``.
+
+        ``rows`` are the ``ids``, ``read`` (where the set has it) the nodes to pool.
+        """
+        taken = self.take(ids)
+        fields: dict[str, Any] = {"x": taken.x, "edge_index": taken.edges, "edge_attr": taken.edge_labels, "y": taken.y}
+        if taken.read is not None:
+            fields["read"] = taken.read
+        batch = torch.arange(len(ids)).repeat_interleave(taken.nodes)
+        ptr = torch.cat([torch.zeros(1, dtype=torch.int64), taken.nodes.cumsum(0)])
+        return Batch(**fields, rows=ids, batch=batch, ptr=ptr)
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """``starts[i] … starts[i] + lengths[i] − 1`` of every i, one after the other."""
+    shift = starts - (lengths.cumsum(0) - lengths)
+    return torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+
+
+@dataclass(frozen=True)
+class GraphSet:
+    """Graphs of two classes with one split."""
+
+    name: str
+    graphs: Graphs
+    split: Tensor
+    """int64 ``[g]``: 0 train, 1 validation, 2 test."""
+    sha256: str
+
+    classes = 2
+
+    @property
+    def node_values(self) -> tuple[int, ...]:
+        """Number of values of each column of node labels."""
+        return tuple((self.graphs.x.max(dim=0).values + 1).tolist())
+
+    @property
+    def edge_values(self) -> tuple[int, ...]:
+        """Number of values of each column of edge labels."""
+        labels = self.graphs.edge_labels
+        return tuple((labels.max(dim=0).values + 1).tolist()) if labels.numel() else ()
+
+    def ids(self, split: str) -> Tensor:
+        """Graphs of a split, int64 ascending."""
+        return (self.split == SPLITS[split]).nonzero().flatten()
+
+    @property
+    def split_sha256(self) -> str:
+        """Digest of the split."""
+        return digest(self.split.tolist())
+
+
+@functools.lru_cache(maxsize=4)
+def load(name: str, options: GraphData) -> GraphSet:
+    """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
+    if name not in LOADERS:
+        raise unknown("graph-classification data set", name, LOADERS)
+    return LOADERS[name](options)
+
+
+def permuted_split(graphs: int) -> Tensor:
+    """80/10/10 %, the same for every seed: ``p = RandomState(0).permutation(graphs)``.
+
+    Training graphs are ``p[⌊0.2·graphs⌋:]``; of the others the first half in ``p`` validates, the second tests.
+    """
+    order = np.random.RandomState(0).permutation(graphs)
+    held = int(0.2 * graphs)
+    groups = np.full(graphs, TRAIN)
+    groups[order[: held // 2]] = VAL
+    groups[order[held // 2 : held]] = TEST
+    return torch.from_numpy(groups)
+
+
+def assemble(
+    labels: np.ndarray, pairs: np.ndarray, pair_labels: np.ndarray, y: np.ndarray, nodes: np.ndarray, sizes: np.ndarray
+) -> Graphs:
+    """Graphs from arrays; ``pairs`` ``[2, e]`` are node numbers inside each graph."""
+    starts = np.cumsum(nodes) - nodes
+    edges = pairs + np.repeat(starts, sizes)
+    arrays = labels, edges, pair_labels, y, nodes, sizes
+    return Graphs(*(torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for array in arrays))
+
+
+MOTIFS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...], float], ...] = (
+    ((1, 1, 2), ((0, 1, 0), (1, 2, 0), (2, 0, 1)), 0.75),
+    ((2, 3, 2, 3), ((0, 1, 1), (1, 2, 0), (2, 3, 1), (3, 0, 0)), 0.6),
+    ((3, 1, 1, 1), ((0, 1, 0), (0, 2, 0), (0, 3, 1)), 0.4),
+    ((1, 2, 1, 3), ((0, 1, 1), (1, 2, 1), (2, 3, 1)), 0.25),
+)
+"""Node labels, edges with their labels, and the share of class 0 among the graphs that have the motif."""
+
+
+def motifs(options: GraphData) -> GraphSet:
+    """Random trees of 4 to 8 nodes (mostly of label 0) with three motifs hung on; the class tells which are likely."""
+    rng = np.random.default_rng(axis(0, "motifs"))
+    y = rng.permutation(np.arange(options.graphs) % 2)
+    share = np.array([motif[2] for motif in MOTIFS])
+    chances = np.stack([share, 1 - share]) / np.stack([share, 1 - share]).sum(axis=1, keepdims=True)
+    labels: list[np.ndarray] = []
+    pairs: list[tuple[int, int, int]] = []
+    sizes = np.empty(options.graphs, dtype=np.int64)
+    for graph, kind in enumerate(y):
+        before, count = len(pairs), int(rng.integers(4, 9))
+        tags = [*rng.choice(4, size=count, p=[0.85, 0.05, 0.05, 0.05]).tolist()]
+        parents = (rng.random(count) * np.arange(count)).astype(int)
+        pairs += [(int(parents[node]), node, 0) for node in range(1, count)]
+        for motif, at in zip(
+            rng.choice(len(MOTIFS), size=3, p=chances[kind]), rng.integers(count, size=3), strict=True
+        ):
+            start = len(tags)
+            tags += MOTIFS[motif][0]
+            pairs += [(start + a, start + b, label) for a, b, label in MOTIFS[motif][1]]
+            pairs.append((int(at), start, 1))
+        labels.append(np.array(tags))
+        sizes[graph] = len(pairs) - before
+    nodes = np.array([len(tags) for tags in labels])
+    once = np.array(pairs)
+    both, both_labels, sizes = _both_directions(once[:, :2].T, once[:, 2:], sizes)
+    graphs = assemble(np.concatenate(labels)[:, None], both, both_labels, y, nodes, sizes)
+    sha256 = digest({"labels": np.concatenate(labels).tolist(), "edges": pairs, "y": y.tolist()})
+    return GraphSet("motifs", graphs, permuted_split(options.graphs), sha256)
+
+
+def _both_directions(
+    pairs: np.ndarray, labels: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every edge in both directions, next to each other."""
+    both = np.stack([pairs, pairs[::-1]], axis=2).reshape(2, -1)
+    return both, labels.repeat(2, axis=0), 2 * sizes
+
+
+def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
+    """A TU set in the DGCNN text format, split by :func:`permuted_split`; ``degrees`` take the place of node tags.
+
+    The text is the number of graphs, and for each ``n label`` and n lines ``tag m neighbour_1 … neighbour_m``.
+    """
+    paths, sha256 = fetch(name)
+    path = paths[f"{file}.txt.gz"]
+    with gzip.open(path, "rt") as stream:
+        numbers = np.array(stream.read().split(), dtype=np.int64)
+    values, place = numbers.tolist(), 1
+    nodes, classes, sizes, tags, source, target = [], [], [], [], list[int](), list[int]()
+    try:
+        for _ in range(values[0]):
+            count, label = values[place : place + 2]
+            place += 2
+            before = len(source)
+            for node in range(count):
+                tag, degree = values[place : place + 2]
+                source += values[place + 2 : place + 2 + degree]
+                target += [node] * degree
+                tags.append(tag)
+                place += 2 + degree
+            nodes.append(count)
+            classes.append(label)
+            sizes.append(len(source) - before)
+    except ValueError:
+        place = -1
+    if place != len(values):
+        raise DataError(f"{path} is not a set of {values[0]} graphs in the DGCNN text format.")
+    y = np.unique(classes, return_inverse=True)[1]
+    graphs = assemble(
+        np.array(tags)[:, None],
+        np.stack([source, target]),
+        np.empty((len(source), 0)),
+        y,
+        np.array(nodes),
+        np.array(sizes),
+    )
+    if degrees:
+        degree = torch.bincount(graphs.edges[1], minlength=len(graphs.x))
+        graphs = Graphs(degree[:, None], graphs.edges, graphs.edge_labels, graphs.y, graphs.nodes, graphs.sizes)
+    return GraphSet(name, graphs, permuted_split(len(graphs)), sha256)
+
+
+def molbace(options: GraphData) -> GraphSet:
+    """ogbg-molbace with OGB's scaffold split: 9 labels a node, 3 an edge (its files list each edge once)."""
+    paths, sha256 = fetch("molbace")
+
+    def table(path: Path) -> np.ndarray:
+        with gzip.open(path, "rt") as lines:
+            return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
+
+    raw = {name: table(paths[f"raw/{name}.csv.gz"]) for name in ("node-feat", "edge", "edge-feat", "graph-label")}
+    nodes, once = (table(paths[f"raw/num-{name}-list.csv.gz"]).ravel() for name in ("node", "edge"))
+    pairs, labels, sizes = _both_directions(raw["edge"].T, raw["edge-feat"], once)
+    graphs = assemble(raw["node-feat"], pairs, labels, raw["graph-label"].ravel(), nodes, sizes)
+    split = torch.full((len(graphs),), -1)
+    for name, group in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
+        split[torch.from_numpy(table(paths[f"split/scaffold/{name}.csv.gz"]).ravel())] = group
+    return GraphSet("molbace", graphs, split, sha256)
+
+
+LOADERS: dict[str, Callable[[GraphData], GraphSet]] = {
+    "motifs": motifs,
+    "mutag": lambda options: tu("mutag", "MUTAG"),
+    "nci1": lambda options: tu("nci1", "NCI1"),
+    "proteins": lambda options: tu("proteins", "PROTEINS"),
+    "imdb_b": lambda options: tu("imdb_b", "IMDBBINARY", degrees=True),
+    "molbace": molbace,
+}
+
+
+def concatenate(parts: Sequence[Graphs]) -> Graphs:
+    """Several sets as one; all or none of them say which nodes are read."""
+    starts = np.cumsum([0, *(len(part.x) for part in parts[:-1])]).tolist()
+    read = None if parts[0].read is None else torch.cat([part.read for part in parts if part.read is not None])
+    return Graphs(
+        torch.cat([part.x for part in parts]),
+        torch.cat([part.edges + start for part, start in zip(parts, starts, strict=True)], dim=1),
+        torch.cat([part.edge_labels for part in parts]),
+        torch.cat([part.y for part in parts]),
+        torch.cat([part.nodes for part in parts]),
+        torch.cat([part.sizes for part in parts]),
+        read,
+    )
