@@ -92,7 +92,9 @@ def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: boo
         _tables([outcome.record for outcome in report.outcomes], as_json, folders=[o.folder for o in report.outcomes])
     if report.failures:
         listed = "\n  ".join([f"{len(report.failures)} of {len(configs)} runs failed:", *report.told])
-        raise KdbenchError(listed) from ExceptionGroup("failed runs", [error for _, error in report.failures])
+        errors = [error for _, error in report.failures]
+        kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
+        raise kind(listed) from ExceptionGroup("failed runs", errors)
 
 
 def _tables(found: Sequence[Any], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None) -> None:

@@ -357,3 +357,15 @@ def test_a_run_interrupted_and_killed_goes_on_from_its_checkpoint_to_the_same_nu
     weights = [file_digest(next((tmp_path / folder).rglob("student.safetensors"))) for folder in ("killed", "whole")]
     assert weights[0] == weights[1]
     assert not list(tmp_path.rglob("last.ckpt"))
+
+
+def test_a_request_that_fails_late_leaves_nothing_and_stops_no_other_run(
+    say: Callable[..., Said], tmp_path: Path
+) -> None:
+    words = ("run", "task=gnn", "teacher.source=cached", "trainer.max_epochs=1", "--runs", tmp_path / "runs")
+    code, _, err = say(*words, "method=kd", "--no-baselines")
+    assert code == 2 and "No language-model features" in err and not (tmp_path / "runs" / "gnn").exists()
+    code, out, err = say(*words, "method=kd,alone")
+    assert code == 2 and "1 of 2 runs failed" in err and "No language-model features" in err and "alone" in out
+    assert [path.parent.parent.name for path in (tmp_path / "runs").rglob("record.json")] == ["alone"]
+    assert sorted(path.name for path in (tmp_path / "runs" / "gnn").iterdir()) == ["alone"]

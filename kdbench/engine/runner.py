@@ -6,7 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,7 @@ from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import EMATeacher, Teacher
-from kdbench.errors import NonFiniteLossError
+from kdbench.errors import NonFiniteLossError, UsageError
 from kdbench.hashing import digest, write_atomic
 from kdbench.results import record as records
 
@@ -105,8 +105,8 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
         if earlier is not None:
             return Outcome(earlier, folder, reused=True)
         started = datetime.now(UTC)
-        session = Session(config, root, folder, reporter)
         try:
+            session = Session(config, root, folder, reporter)
             fields = session.execute()
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
@@ -114,9 +114,21 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
             if rank() == 0:
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
+        except UsageError:
+            _forget(folder)
+            raise
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
+
+
+def _forget(folder: Path) -> None:
+    """Remove the folder of a run that came to nothing, and those around it that are empty then."""
+    if rank() == 0 and [path.name for path in folder.iterdir()] == ["lock"]:
+        (folder / "lock").unlink()
+        for place in (folder, folder.parent, folder.parent.parent):
+            with suppress(OSError):
+                place.rmdir()
 
 
 def _told(value: float) -> float | str:

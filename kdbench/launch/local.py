@@ -115,10 +115,7 @@ class Bars:
 
 
 def launch(configs: Sequence[RunConfig], root: Path) -> Report:
-    """Do the runs in order. A run that fails is reported and the next one begins.
-
-    A full disk or a wrong request (:class:`UsageError`) stops them all.
-    """
+    """Do the runs in order. A run that fails is reported and the next one begins; a full disk stops them all."""
     for family in {config.family for config in configs}:
         require_extra(family)
     _prepare(root)
@@ -130,8 +127,6 @@ def launch(configs: Sequence[RunConfig], root: Path) -> Report:
             bars.begin(config)
             try:
                 outcome = run(config, root, bars)
-            except UsageError:
-                raise
             except RUN_ERRORS as error:
                 if (behind := _system_error(error)) is not None:
                     raise behind from error
