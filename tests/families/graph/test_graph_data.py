@@ -147,7 +147,7 @@ def test_the_text_format(publish: Publish) -> None:
 @pytest.mark.parametrize("text", [TEXT[:-4], TEXT + "1\n", TEXT.replace("2\n3", "3\n3", 1)])
 def test_a_broken_text_is_refused(publish: Publish, text: str) -> None:
     publish("mutag", {"MUTAG.txt.gz": gzip.compress(text.encode())})
-    with pytest.raises(DataError, match="not a set of . graphs in the DGCNN text format"):
+    with pytest.raises(DataError, match=r"not a set of . graphs in the DGCNN text format"):
         load("mutag", GraphData())
 
 
@@ -156,7 +156,7 @@ def test_changed_and_missing_files_are_refused(publish: Publish) -> None:
     (folder / "MUTAG.txt.gz").write_bytes(b"other")
     with pytest.raises(DataError, match="is corrupt"):
         load("mutag", GraphData())
-    with pytest.raises(DataError, match="'nci1' lacks NCI1.txt.gz"):
+    with pytest.raises(DataError, match=r"'nci1' lacks NCI1\.txt\.gz"):
         load("nci1", GraphData())
     with pytest.raises(UsageError, match="'nci1'"):
         load("nci", GraphData())
