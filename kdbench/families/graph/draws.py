@@ -46,28 +46,32 @@ class Draws(Sampler[int]):
 
 
 class SmallLoaders(GraphLoaders):
-    """The task's loaders with another training set."""
+    """The task's loaders with another training set, ``small``.
 
-    def __init__(self, task: GraphTask, small: Graphs, weights: Tensor | None, batch: int, steps: int) -> None:
+    Batches hold ``batch`` graphs, by default the task's batch size, but no more than there are. ``steps``: 'data' gives
+    an epoch as many optimiser steps as one over the task's training graphs has, 'set' goes through ``small`` once.
+    """
+
+    def __init__(
+        self,
+        task: GraphTask,
+        small: Graphs,
+        weights: Tensor | None,
+        steps: Literal["data", "set"],
+        batch: int | None,
+    ) -> None:
         super().__init__(task.graphs, task.data_options.batch_size, task.config.seed)
-        self.small, self.weights, self.batch, self.steps = small, weights, batch, steps
+        self.small, self.weights, self.steps = small, weights, steps
+        self.small_batch = batch or min(self.batch_size, len(small))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = Draws(len(self.small), self.weights, self.batch * self.steps, self.seed, self.place)
-        return loader(self.small, torch.arange(len(self.small)), self.batch, sampler)
-
-
-def small_loaders(
-    task: GraphTask, small: Graphs, weights: Tensor | None, steps: Literal["data", "set"], batch: int | None
-) -> SmallLoaders:
-    """Loaders of ``small``: batches of ``batch`` graphs (by default the task's size, but no more than there are).
-
-    ``steps``: 'data' gives an epoch as many optimiser steps as one over the task's training graphs has, 'set' as many
-    as go through ``small`` once.
-    """
-    size = batch or min(task.data_options.batch_size, len(small))
-    full = math.ceil(len(task.graphs.ids("train")) / task.data_options.batch_size)
-    return SmallLoaders(task, small, weights, size, full if steps == "data" else math.ceil(len(small) / size))
+        world, _ = self.place
+        draws = math.ceil(len(self.small) / world)
+        if self.steps == "data":
+            share = math.ceil(len(self.graphs.ids("train")) / world)
+            draws = math.ceil(share / self.batch_size) * self.small_batch
+        sampler = Draws(len(self.small), self.weights, draws, self.seed, self.place)
+        return loader(self.small, torch.arange(len(self.small)), self.small_batch, sampler)
 
 
 def told(small: Graphs) -> dict[str, Tensor]:

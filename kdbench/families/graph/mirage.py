@@ -42,7 +42,7 @@ from kdbench.engine.method import Method, Step
 from kdbench.engine.stages import Stage
 from kdbench.engine.task import Task
 from kdbench.families.graph import condense
-from kdbench.families.graph.draws import SmallLoaders, small_loaders, told
+from kdbench.families.graph.draws import SmallLoaders, told
 from kdbench.families.graph.graph_classification import GraphTask
 
 
@@ -85,7 +85,7 @@ class Mirage(Method):
         options, found = self.options, condense.load(task.folder(condense.STAGE))
         self.distilled = found.graphs if options.readout == "roots" else replace(found.graphs, read=None)
         weights = found.support if options.sampling == "frequency" else None
-        return small_loaders(task, self.distilled, weights, options.steps, options.batch)
+        return SmallLoaders(task, self.distilled, weights, options.steps, options.batch)
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         step.told |= told(self.distilled)

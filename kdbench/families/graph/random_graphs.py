@@ -23,7 +23,7 @@ from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage
 from kdbench.engine.task import Task
 from kdbench.families.graph import condense
-from kdbench.families.graph.draws import SmallLoaders, small_loaders, told
+from kdbench.families.graph.draws import SmallLoaders, told
 from kdbench.families.graph.graph_classification import GraphTask
 from kdbench.families.graph.graph_data import Graphs
 
@@ -67,7 +67,7 @@ class RandomGraphs(Method):
         generator = torch.Generator().manual_seed(axis(task.config.seed, "method"))
         draw = draw_count if self.options.match == "count" else draw_bytes
         self.drawn = train.take(draw(train, target, generator))
-        return small_loaders(task, self.drawn, None, self.options.steps, self.options.batch)
+        return SmallLoaders(task, self.drawn, None, self.options.steps, self.options.batch)
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         step.told |= told(self.drawn)

@@ -1,4 +1,4 @@
-"""Computation trees, frequent sets and the condensed graphs: against the card's counts and against trees built in full."""
+"""Computation trees, frequent sets, condensed graphs: against reference counts and against trees built in full."""
 
 from __future__ import annotations
 
@@ -97,17 +97,17 @@ def test_trees_are_skewed_as_the_reference_says() -> None:
 def test_a_low_threshold_is_stopped() -> None:
     found = colour(training_graphs("proteins"), 1)
     assert len(mine(found, 0, 60)) == 7201 < CAP
-    with pytest.raises(UsageError, match=f"More than {CAP} sets.* class 0. Raise the threshold of class 0"):
+    with pytest.raises(UsageError, match=rf"More than {CAP} sets.* class 0\. Raise the threshold of class 0"):
         mine(found, 0, 40)
 
 
 def test_both_classes_need_a_set() -> None:
     graphs = training_graphs("mutag")
-    with pytest.raises(UsageError, match="class 1: none is that frequent. Lower its threshold"):
+    with pytest.raises(UsageError, match=r"class 1: none is that frequent\. Lower its threshold"):
         condense(graphs, 2, (10, 1000), drop_shared=False)
     with pytest.raises(UsageError, match=r"all \d+ are frequent in both classes.*method.drop_shared=false"):
         condense(graphs, 2, (30, 5), drop_shared=True)
-    with pytest.raises(UsageError, match="no thresholds for mine: give method.theta"):
+    with pytest.raises(UsageError, match=r"no thresholds for mine: give method\.theta"):
         settings("mine", 3, None, None, None)
 
 
