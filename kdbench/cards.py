@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ class Reported:
 
 @dataclass(frozen=True)
 class Card:
-    """A task card: one YAML file of ``tasks/``. ``defaults`` and each scale hold option sections (data, student, …)."""
+    """A task card: one YAML file of ``tasks/``. ``defaults`` and each scale hold option sections (data, student, …).
+
+    A scale may name a ``dataset`` of its own beside them.
+    """
 
     name: str
     path: Path
@@ -45,6 +48,12 @@ class Card:
     scales: dict[str, dict[str, Any]]
     reported: tuple[Reported, ...] = ()
     notes: str = ""
+    own_datasets: Mapping[str, str] = field(default_factory=dict)
+    """The data sets of the scales that name one."""
+
+    def dataset_of(self, scale: str) -> str:
+        """The data set of a scale."""
+        return self.own_datasets.get(scale, self.dataset)
 
     @property
     def default_scale(self) -> str:
@@ -94,7 +103,7 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
 
     if not isinstance(content, dict):
         raise fail("", "a card is a mapping of fields.")
-    known = {field.name for field in fields(Card)} - {"name", "path"}
+    known = {entry.name for entry in fields(Card)} - {"name", "path", "own_datasets"}
     for key in map(str, content):
         if key not in known:
             raise fail(key, str(unknown("field", key, known)))
@@ -110,6 +119,14 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
     for scale in map(str, scales):
         if scale not in SCALES:
             raise fail(f"scales.{scale}", str(unknown("scale", scale, SCALES)))
+    own = {
+        scale: str(part.pop("dataset"))
+        for scale, part in scales.items()
+        if isinstance(part, dict) and "dataset" in part
+    }
+    for scale, wanted in own.items():
+        if wanted not in datasets():
+            raise fail(f"scales.{scale}.dataset", str(unknown("dataset", wanted, datasets())))
     result = Card(
         name=name,
         path=path,
@@ -118,6 +135,7 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         scales={scale: sections or {} for scale, sections in scales.items()},
         reported=_reported(content.get("reported") or [], fail) if options else (),
         notes=" ".join(str(content.get("notes", "")).split()),
+        own_datasets=own,
     )
     if options:
         _check_options(result, fail)

@@ -45,7 +45,7 @@ EXTRAS = {
         "the graph family: node and graph classification",
         ("torch_geometric", "sklearn", "transformers", "peft", "accelerate"),
     ),
-    "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops")),
+    "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops", "nibabel")),
     "detection": Extra(
         "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "pycocotools")
     ),

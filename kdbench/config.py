@@ -131,7 +131,7 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         scale=scale,
         family=task.family,
         kind=task.kind,
-        dataset=task.dataset,
+        dataset=task.dataset_of(scale),
         metric=task.metric,
         method=info.name,
         hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),

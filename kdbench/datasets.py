@@ -129,14 +129,18 @@ def _download(info: Dataset, file: str) -> Path:
 
 
 def inventory(info: Dataset) -> dict[str, Any]:
-    """What is here of a data set: its own state and that of every file."""
+    """What is here of a data set: its own state and that of every file.
+
+    One without a list of files is the user's own copy: present when its folder is there.
+    """
     files = []
     for name, file in info.files.items():
         state, path = info.state(name)
         files.append(
             {"name": name, "state": state, "path": str(path) if path else None, "sha256": file.sha256, "url": file.url}
         )
-    states = {str(file["state"]) for file in files}
+    own = "present" if any(place.is_dir() for place in info.places()) else "missing"
+    states = {str(file["state"]) for file in files} or {own}
     state = "generated" if info.generated else next(s for s in ("corrupt", "missing", "present") if s in states)
     told = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
     return {**told, "state": state, "files": files}

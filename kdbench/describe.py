@@ -69,7 +69,6 @@ def method(info: catalog.MethodInfo) -> dict[str, Any]:
 def task(name: str) -> dict[str, Any]:
     """A task: data and licence, scales with their options, methods, reported numbers."""
     card = cards.card(name)
-    data = dataset(card.dataset)
     types = section_types(card)
     scales = {scale: merge(sections_of(card, scale)) for scale in card.scales}
     return {
@@ -78,13 +77,19 @@ def task(name: str) -> dict[str, Any]:
         "family": card.family,
         "kind": card.kind,
         "metric": card.metric,
-        "data": {"name": data.name, "title": data.title, "licence": data.licence, "source": data.source},
+        "data": _data(card.dataset),
+        "data_of_scales": {scale: _data(name) for scale, name in card.own_datasets.items()},
         "notes": card.notes,
         "methods": sorted(catalog.offered_methods(card.family, card.kind)),
         "scales": scales,
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "reported": [asdict(entry) for entry in card.reported],
     }
+
+
+def _data(name: str) -> dict[str, str]:
+    data = dataset(name)
+    return {"name": data.name, "title": data.title, "licence": data.licence, "source": data.source}
 
 
 def record(path: Path) -> dict[str, Any]:

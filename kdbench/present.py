@@ -35,13 +35,17 @@ def _fields(fields: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[st
     return lines
 
 
+def _data(head: str, data: dict[str, str]) -> str:
+    source = f"; source: {data['source']}" if data["source"] else ""
+    return f"{head}: {data['title']}; licence: {data['licence']}{source}"
+
+
 def _task(told: dict[str, Any]) -> str:
-    data = told["data"]
     lines = [
         f"{told['task']}: {told['title']}",
         f"family {told['family']}, {told['kind'].replace('_', ' ')}, metric {told['metric']}",
-        f"data: {data['title']}; licence: {data['licence']}"
-        + (f"; source: {data['source']}" if data["source"] else ""),
+        _data("data", told["data"]),
+        *(_data(f"data of scale={scale}", data) for scale, data in told["data_of_scales"].items()),
         f"methods: {', '.join(told['methods'])}",
         *textwrap.wrap(told["notes"], WIDTH),
     ]

@@ -114,7 +114,7 @@ def test_every_shipped_card_resolves_at_each_scale_with_each_of_its_methods(task
     card = cards.card(task)
     offered = catalog.offered_methods(card.family, card.kind)
     assert {"alone", "kd"} <= set(offered)
-    assert datasets.dataset(card.dataset).licence
+    assert all(datasets.dataset(card.dataset_of(scale)).licence for scale in card.scales)
     for scale in card.scales:
         for name in offered:
             config = resolve({"task": task, "scale": scale, "method": name})
@@ -196,6 +196,13 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
     assert [(entry.value, entry.student) for entry in card.reported] == [(0.8, None), (0.9, "gat")]
 
 
+def test_a_scale_may_have_a_data_set_of_its_own(tmp_path: Path) -> None:
+    text = CARD.replace("  tiny:\n", "  full:\n    dataset: cora\n  tiny:\n")
+    card = read_card(write(tmp_path, text, "mine.yaml"), "mine")
+    assert card.dataset_of("tiny") == card.dataset == "block_model" and card.dataset_of("full") == "cora"
+    assert card.scales["full"] == {}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "at", "said"),
     [
@@ -205,6 +212,7 @@ def test_a_card_is_read_whole(tmp_path: Path) -> None:
         ("family: graph", "family: grpah", "family", "Did you mean 'graph'?"),
         ("kind: node_classification", "kind: node_clasification", "kind", "Did you mean 'node_classification'?"),
         ("dataset: block_model", "dataset: blok_model", "dataset", "Did you mean 'block_model'?"),
+        ("  tiny:\n", "  tiny:\n    dataset: blok_model\n", "    dataset", "Did you mean 'block_model'?"),
         ("  tiny:\n", "  tyni:\n", "  tyni", "Unknown scale 'tyni'. Did you mean 'tiny'?"),
         (CARD[CARD.index("scales:") : CARD.index("reported:")], "", None, "field 'scales' is missing"),
         ("    optimizer:\n", "    optimiser:\n", "    optimiser", "Did you mean 'optimizer'?"),

@@ -270,7 +270,7 @@ def test_alone_has_no_teacher_so_its_hash_does_not_depend_on_one() -> None:
 
 @pytest.mark.parametrize(("task", "scale", "name"), ARMS)
 def test_every_arm_is_the_same_from_its_json_and_from_its_command(task: str, scale: str, name: str) -> None:
-    config = one(f"task={task}", f"scale={scale}", f"method={name}", "seed=3", "student.dropout=0.1")
+    config = one(f"task={task}", f"scale={scale}", f"method={name}", "seed=3", "optimizer.lr=0.1")
     again = from_json(json.loads(json.dumps(config.to_json())))
     assert again == config and again.hash == config.hash
     for command in (config.command, again.command):

@@ -49,8 +49,9 @@ class Task(ABC):
 
     chunk: int | None = None
     """Rows per teacher call while the cache is written; None for all at once."""
-    cacheable: ClassVar[bool] = True
-    """Whether a row looks the same at every step; the teacher's outputs for random views cannot be cached."""
+    cacheable: bool = True
+    """Whether a row looks the same at every step; the teacher's outputs for random views cannot be cached.
+    A task whose options decide sets it on itself."""
     selects: ClassVar[Literal["best", "last"]] = "best"
     """Which weights are deployed: of the best validation, or where no label may choose, of the last."""
 

@@ -38,7 +38,7 @@ def pairs() -> Iterator[Any]:
 def configure(task: str, method: str, **settings: Any) -> RunConfig:
     """The task at its smallest scale, a few epochs, a narrow student where it has a width."""
     card = cards.card(task)
-    info = dataset(card.dataset)
+    info = dataset(card.dataset_of(card.default_scale))
     if not info.generated and any(info.state(name)[0] != "present" for name in info.files):
         pytest.skip(f"the data set {info.name} is not here (KDBENCH_DATA)")
     trainer = {"max_epochs": EPOCHS, "checkpoint_every_n_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}

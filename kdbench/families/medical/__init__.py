@@ -1,0 +1,1 @@
+"""Distillation on medical images: volumetric segmentation."""

@@ -1,0 +1,176 @@
+"""Volumes with labels, their splits and the views of them: one form for every data set of 3-D segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from monai import transforms
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from kdbench.engine.seeds import axis
+from kdbench.errors import UsageError
+from kdbench.families.medical.options import VolumeData
+from kdbench.hashing import digest
+
+SPLITS = ("train", "val", "test")
+
+
+class Volumes(NamedTuple):
+    """A batch."""
+
+    image: Tensor
+    """float32 ``[b, C, D, H, W]``."""
+    label: Tensor
+    """int64 ``[b, 1, D, H, W]``."""
+    rows: Tensor
+    """int64 ``[b]``: which training volume each is a view of; -1 for a whole volume of another split."""
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSet:
+    """A data set with one split. Every volume has the same channels and spacing, and a size of its own."""
+
+    name: str
+    channels: int
+    classes: tuple[str, ...]
+    """Names, background first."""
+    spacing: tuple[float, float, float]
+    """Edges of a voxel in mm."""
+    pad: Literal["edge", "reflect"]
+    """How a volume smaller than a view is padded."""
+    cases: Mapping[str, Sequence[str]]
+    """Names of the volumes of each split."""
+    read: Callable[[str], tuple[Tensor, Tensor]]
+    """Image (float32 ``[C, D, H, W]``, normalised) and label (int64 ``[1, D, H, W]``) of a volume."""
+    sha256: str
+
+    @cached_property
+    def split_sha256(self) -> str:
+        """Digest of the split."""
+        return digest({split: list(self.cases[split]) for split in SPLITS})
+
+
+def centred(image: Tensor, label: Tensor, patch: Sequence[int], pad: str) -> tuple[Tensor, Tensor]:
+    """Both padded or cropped around their centre to ``patch`` voxels."""
+    resize = transforms.ResizeWithPadOrCrop(patch, mode=pad)
+    return _plain(resize(image)), _plain(resize(label.float())).long()
+
+
+def randomised(options: VolumeData, pad: str) -> Callable[[Tensor, Tensor, int], list[tuple[Tensor, Tensor]]]:
+    """``f(image, label, seed)`` gives ``options.crops`` random views of ``options.patch`` voxels.
+
+    Crops around labelled voxels (``options.negatives`` around background for each), flips, quarter turns, and a shift
+    of the intensity, all drawn from ``seed``. Raises :class:`UsageError` for turns of a patch that is not square.
+    """
+    patch = options.patch
+    if options.rotate and patch[0] != patch[1]:
+        raise UsageError(f"data.rotate turns the first two axes into each other: they differ in patch={list(patch)}.")
+    both = ("image", "label")
+    compose = transforms.Compose(
+        [
+            transforms.SpatialPadd(both, patch, mode=pad),
+            transforms.RandCropByPosNegLabeld(both, "label", patch, 1, options.negatives, options.crops),
+            *(transforms.RandFlipd(both, options.flip, spatial_axis) for spatial_axis in range(3)),
+            transforms.RandRotate90d(both, options.rotate, spatial_axes=(0, 1)),
+            transforms.RandShiftIntensityd("image", 0.1, prob=options.shift),
+        ]
+    )
+
+    def views(image: Tensor, label: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+        compose.set_random_state(seed)
+        drawn = compose({"image": image, "label": label.float()})
+        return [(_plain(view["image"]), _plain(view["label"]).long()) for view in drawn]
+
+    return views
+
+
+def _plain(value: Any) -> Tensor:
+    """A tensor without MONAI's metadata."""
+    tensor: Tensor = value.as_tensor() if hasattr(value, "as_tensor") else value
+    return tensor.contiguous()
+
+
+class Views(Dataset[Volumes]):
+    """Training views; an item is asked for by ``(row, epoch)``."""
+
+    def __init__(self, volumes: VolumeSet, options: VolumeData, seed: int) -> None:
+        self.volumes, self.options, self.seed = volumes, options, seed
+        self.names = volumes.cases["train"]
+        self._random = randomised(options, volumes.pad) if options.views == "random" else None
+        self._centred: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: tuple[int, int]) -> Volumes:
+        row, epoch = place
+        if self._random is None:
+            return self.centred(row)
+        image, label = self.volumes.read(self.names[row])
+        drawn = self._random(image, label, axis(self.seed, "training", epoch, row))
+        images, labels = zip(*drawn, strict=True)
+        return Volumes(torch.stack(images), torch.stack(labels), torch.full((len(drawn),), row))
+
+    def centred(self, row: int) -> Volumes:
+        """The view of a training volume that no chance enters."""
+        if row not in self._centred:
+            view = centred(*self.volumes.read(self.names[row]), self.options.patch, self.volumes.pad)
+            if not self.options.in_memory:
+                return Volumes(view[0][None], view[1][None], torch.tensor([row]))
+            self._centred[row] = view
+        image, label = self._centred[row]
+        return Volumes(image[None], label[None], torch.tensor([row]))
+
+
+class Whole(Dataset[Volumes]):
+    """Whole volumes of a split, each a batch of its own."""
+
+    def __init__(self, volumes: VolumeSet, split: str) -> None:
+        self.volumes, self.names = volumes, volumes.cases[split]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Volumes:
+        image, label = self.volumes.read(self.names[index])
+        return Volumes(image[None], label[None], torch.tensor([-1]))
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Rows in an order that depends on seed and epoch alone, each with the epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((row, self.epoch) for row in super().__iter__())
+
+
+def together(batches: Sequence[Volumes]) -> Volumes:
+    """One batch of several."""
+    image, label, rows = (torch.cat(values) for values in zip(*batches, strict=True))
+    return Volumes(image, label, rows)
+
+
+class VolumeLoaders(pl.LightningDataModule):
+    """Training views in an order that depends on (seed, epoch) alone; validation and test by whole volumes."""
+
+    def __init__(self, volumes: VolumeSet, views: Views, seed: int) -> None:
+        super().__init__()
+        self.volumes, self.views, self.seed = volumes, views, seed
+
+    def train_dataloader(self) -> DataLoader[Volumes]:
+        trainer = self.trainer
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        order = EpochSampler(self.views, world, rank, seed=axis(self.seed, "data_order") % 2**31)
+        size = self.views.options.batch_size
+        return DataLoader(self.views, batch_size=size, sampler=order, collate_fn=together)
+
+    def val_dataloader(self) -> DataLoader[Volumes]:
+        return DataLoader(Whole(self.volumes, "val"), batch_size=1, collate_fn=together)
+
+    def test_dataloader(self) -> DataLoader[Volumes]:
+        return DataLoader(Whole(self.volumes, "test"), batch_size=1, collate_fn=together)
