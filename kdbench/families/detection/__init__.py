@@ -1,0 +1,1 @@
+"""Object detection: bounding boxes and classes in images."""
