@@ -27,7 +27,7 @@ class PairData:
     """Pairs a step."""
     classes: Annotated[int, Interval(ge=2, le=36)] = 4
     """Generated pairs: number of classes."""
-    noise: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (8.0, 6.0)
+    noise: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (12.0, 4.0)
     """Generated pairs: standard deviation of the noise on the first and the second view, whose classes' means have
     deviation 1."""
 

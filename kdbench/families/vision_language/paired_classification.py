@@ -237,6 +237,10 @@ class PairedTask(Task):
         network.load_state_dict(load_file(self.folder("pair-teacher") / "weights.safetensors"))
         return self.frozen(network)
 
+    def all_logits(self, teacher: FrozenTeacher) -> Tensor:
+        """The teacher's logits for every pair, ``[n, C]``, from its cache."""
+        return self.cache_of(teacher).read(torch.arange(len(self.pairs.y)))["logits"]
+
     def scores(self, logits: Tensor) -> dict[str, Any]:
         """``metrics`` of val and test, and test ``predictions``, of a teacher's logits for all pairs ``[n, C]``."""
         predicted, metrics = logits.argmax(dim=-1), {}
@@ -248,7 +252,7 @@ class PairedTask(Task):
         return {"metrics": metrics, "predictions": encode(predicted[self.pairs.ids("test")])}
 
     def teacher_facts(self) -> dict[str, Any]:
-        logits = self.cache.read(torch.arange(len(self.pairs.y)))["logits"]
+        logits = self.all_logits(self.live_teacher())
         seen = " and ".join(self.pairs.views) if self.source == "multimodal" else self.other
         return {"kind": self.source, "description": f"sees {seen}", **self.scores(logits)}
 
