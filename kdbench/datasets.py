@@ -17,9 +17,9 @@ from kdbench.marked_yaml import read_yaml
 
 @dataclass(frozen=True)
 class File:
-    """One file of a data set."""
+    """One file of a data set. Without ``sha256`` it is of the user's own making, and its content is its fingerprint."""
 
-    sha256: str
+    sha256: str | None = None
     url: str | None = None
 
 
@@ -47,7 +47,8 @@ class Dataset:
         for place in self.places():
             path = place / name
             if path.is_file():
-                return ("present" if file_digest(path) == self.files[name].sha256 else "corrupt"), path
+                wanted = self.files[name].sha256
+                return ("present" if wanted in (None, file_digest(path)) else "corrupt"), path
         return "missing", None
 
 
@@ -108,7 +109,7 @@ def fetch(name: str, wanted: Sequence[str] = ()) -> tuple[dict[str, Path], str]:
                 "Delete it and fetch it again."
             )
         paths[file] = path or _download(info, file)
-    return paths, digest({file: info.files[file].sha256 for file in paths})
+    return paths, digest({file: info.files[file].sha256 or file_digest(path) for file, path in paths.items()})
 
 
 def _download(info: Dataset, file: str) -> Path:
@@ -117,7 +118,7 @@ def _download(info: Dataset, file: str) -> Path:
     missing = f"Data set '{info.name}' lacks {file} (looked in {where}). {info.how} See 'kdbench data {info.name}'."
     if not os.environ.get("KDBENCH_DATA"):
         missing += " KDBENCH_DATA is not set; it names the folder that holds the data sets."
-    if told.url is None or os.environ.get("KDBENCH_OFFLINE"):
+    if told.url is None or told.sha256 is None or os.environ.get("KDBENCH_OFFLINE"):
         raise DataError(missing)
     import pooch
 

@@ -106,12 +106,21 @@ class Task(ABC):
     @cached_property
     def cache(self) -> TeacherCache:
         """The frozen teacher's outputs for every row, written on first use."""
-        teacher, facts = self.live_teacher(), self.facts
+        return self.cache_of(self.live_teacher())
+
+    def cache_of(self, teacher: FrozenTeacher) -> TeacherCache:
+        """A frozen teacher's outputs for every row, written on first use."""
+        facts = self.facts
         first = teacher(self.batch_of(torch.arange(1)))
         key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows)
         every = torch.split(torch.arange(facts.rows), self.chunk or facts.rows)
         chunks = (teacher(self.batch_of(rows)) for rows in every)
         return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+
+    def cached(self, teacher: FrozenTeacher) -> CachedTeacher:
+        """The same teacher, read from its cache."""
+        cache = self.cache_of(teacher)
+        return CachedTeacher(cache, self.rows_of, cache.key.teacher)
 
     def teacher(self) -> Teacher:
         """The task's teacher as the run wants it: live, cached, or replaced by a control."""

@@ -1,0 +1,1 @@
+"""Paired modalities: image and audio, image and text."""
