@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from kdbench.config import Optimizer, RunConfig, plain
+from kdbench.config import RunConfig
 from kdbench.datasets import dataset
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
@@ -23,6 +23,7 @@ from kdbench.families.detection import data, domains, models, shapes, views, voc
 from kdbench.families.detection.data import Batch, Domains, LabelledBatch, Loaders, collate
 from kdbench.families.detection.models import Truth
 from kdbench.families.detection.options import AdaptationData, Detector
+from kdbench.options import Optimizer, plain
 
 SOURCE = "source-detector"
 CODE = tuple(Path(str(module.__file__)) for module in (data, domains, models, shapes, views, voc))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.config import RunConfig, plain
+from kdbench.config import RunConfig
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.losses import distillation_kl
@@ -26,6 +26,7 @@ from kdbench.families.vision_language.masks import Masked, mask_networks
 from kdbench.families.vision_language.pair_networks import PairNetwork
 from kdbench.families.vision_language.paired_classification import CODE, PairedClassification, PairedTask, logits_of
 from kdbench.families.vision_language.pairs import Pairs
+from kdbench.options import plain
 
 TEACHERS = ("multimodal", "cross_modal")
 INITIALISED, SPECIALISED = "mst-initialisation", "mst-specialisation"

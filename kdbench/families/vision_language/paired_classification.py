@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics import ConfusionMatrix, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from kdbench.config import RunConfig, plain
+from kdbench.config import RunConfig
 from kdbench.datasets import dataset
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
@@ -27,6 +27,7 @@ from kdbench.families.vision_language import avdigits, pair_networks, pairs
 from kdbench.families.vision_language.options import PairData, PairStudent, PairTeacher
 from kdbench.families.vision_language.pair_networks import PairNetwork
 from kdbench.families.vision_language.pairs import SPLITS, Pairs
+from kdbench.options import plain
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 CODE = tuple(Path(str(module.__file__)) for module in (avdigits, pair_networks, pairs))

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdbench.config import plain
 from kdbench.datasets import dataset, fetch
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, unknown
@@ -20,6 +19,7 @@ from kdbench.families.vision_language import avdigits, pair_networks
 from kdbench.families.vision_language.options import PairData, PairStudent
 from kdbench.families.vision_language.pair_networks import PairNetwork
 from kdbench.hashing import digest, file_digest
+from kdbench.options import plain
 
 TRAIN, VAL, TEST, UNUSED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
