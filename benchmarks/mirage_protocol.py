@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from kdbench.catalog import method
-from kdbench.config import word
+from kdbench.overrides import word
 from kdbench.results import store
 from kdbench.results.record import Record
 from kdbench.results.stats import mean_interval, paired
