@@ -61,7 +61,7 @@ class ClassMeanKD(Method):
         assert isinstance(task, PairedTask)
         teacher, pairs = task.teacher(), task.pairs
         rows = pairs.ids("train")
-        logits = torch.cat([teacher(some)["logits"] for some in rows.split(task.chunk or len(rows))])
+        logits = torch.cat([teacher(some)["logits"] for some in torch.split(rows, task.chunk or len(rows))])
         self.means = class_means(logits, pairs.y[rows], pairs.classes, self.options.temperature)
         return {"teacher": teacher}
 
