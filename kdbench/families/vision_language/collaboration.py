@@ -166,7 +166,7 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
 def initialise(task: PairedTask, plan: Plan, folder: Path) -> dict[str, float]:
     """Stage 1: the networks after the last epoch (``weights.safetensors``), and each one's validation accuracy."""
     module = Collaboration(three_networks(task), task.config, task.pairs, plan)
-    _fit(task, module, plan.epochs[0], folder, [])
+    _fit(task, module, plan.epochs[0], folder, [], validate_every=plan.epochs[0])
     weights = {name: value.detach().cpu().contiguous() for name, value in module.student.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")
     return {f"val/accuracy of {role}": value for role, value in task.score(module.to("cpu"), "val").items()}
@@ -182,10 +182,17 @@ def specialise(task: PairedTask, plan: Plan, networks: Path, folder: Path) -> di
     return {"epoch": selection.epoch, "val/kl": selection.value}
 
 
-def _fit(task: PairedTask, module: PairedClassification, epochs: int, folder: Path, callbacks: list[Any]) -> None:
+def _fit(
+    task: PairedTask,
+    module: PairedClassification,
+    epochs: int,
+    folder: Path,
+    callbacks: list[Any],
+    validate_every: int = 1,
+) -> None:
     module.attach(Method(None), {}, {})
-    every_epoch = replace(task.config.trainer, check_val_every_n_epoch=1)
-    fit(module, task.data(), every_epoch, epochs, task.config.seed, folder, callbacks)
+    trainer = replace(task.config.trainer, check_val_every_n_epoch=validate_every)
+    fit(module, task.data(), trainer, epochs, task.config.seed, folder, callbacks)
     (folder / "last.ckpt").unlink(missing_ok=True)
 
 

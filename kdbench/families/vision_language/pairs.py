@@ -191,7 +191,7 @@ def _arrays(
     seed: int,
 ) -> Pairs:
     """Two memory-mapped arrays of equal length and their labels, in the order of the data set's files."""
-    first, second, labels = (np.load(path, mmap_mode="r") for path in paths.values())
+    first, second, labels = (np.load(path, mmap_mode="c") for path in paths.values())
     if not len(first) == len(second) == len(labels):
         raise DataError(f"{', '.join(map(str, paths.values()))} hold {len(first)}, {len(second)}, {len(labels)} rows.")
     split, everyone = pooled_split(len(labels), seed, options), torch.arange(len(labels))

@@ -1,0 +1,88 @@
+"""Runs, and small data sets in the layout of published ones, for the vision-language family's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbench import datasets
+from kdbench.config import expand
+from kdbench.engine.runner import Outcome, load_task, run
+from kdbench.engine.stages import StageStore
+from kdbench.families.vision_language import pairs
+from kdbench.families.vision_language.paired_classification import PairedTask
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other over tiny tensors are 50 times slower when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def epoch(self, done: int, total: int, value: float | None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@pytest.fixture
+def do(tmp_path: Path) -> Callable[..., Outcome]:
+    """``do("task=avdigits", "method=kd", …)`` does one run on the CPU under ``tmp_path/runs``."""
+
+    def once(*words: str) -> Outcome:
+        (config,) = expand([*words, "trainer.accelerator=cpu", "trainer.precision=32-true"])
+        outcome = run(config, tmp_path / "runs", Silent())
+        assert outcome is not None
+        return outcome
+
+    return once
+
+
+@pytest.fixture
+def small_task(tmp_path: Path) -> Callable[..., PairedTask]:
+    """``small_task("method=kd", …)``: the generated task with 40 training pairs, stages under ``tmp_path/stages``."""
+
+    def build(*words: str) -> PairedTask:
+        small = ["data.pairs=40", "data.validation_pairs=24", "data.batch_size=16", "student.channels=2"]
+        (config,) = expand(["task=paired_classification", *small, "trainer.accelerator=cpu", *words])
+        task = load_task(config, StageStore(tmp_path / "stages"))
+        assert isinstance(task, PairedTask)
+        return task
+
+    return build
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, Mapping[str, Any]], Path]]:
+    """``publish("ravdess", {"label_data.npy": write, …})``: each ``write(path)`` makes a file where it is looked for.
+
+    Checksums that the data set states become those of the files.
+    """
+    monkeypatch.setenv("KDBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+
+    def written(name: str, files: Mapping[str, Callable[[Path], object]]) -> Path:
+        info = datasets.dataset(name)
+        folder = tmp_path / "data" / info.folder
+        for file, write in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            write(folder / file)
+        told = {file: replace(one, sha256=None) for file, one in info.files.items()}
+        monkeypatch.setitem(datasets.datasets(), name, replace(info, files=told))
+        return folder
+
+    pairs.load.cache_clear()
+    yield written
+    pairs.load.cache_clear()
