@@ -3,8 +3,8 @@
     python benchmarks/mirage.py [--quick] [--json] [--rounds N]
 
 Generated graphs; the thresholds grow along, so that the frequent sets stay about the same. A ratio as large as the
-growth means linear. NCI1 is timed too where its file is ($KDBENCH_DATA). Peak memory is that of NumPy and Python objects
-(tracemalloc), the graphs themselves left out.
+growth means linear. NCI1 is timed too where its file is ($KDBENCH_DATA). Peak memory is that of NumPy and Python
+objects (tracemalloc), the graphs themselves left out.
 """
 
 from __future__ import annotations
