@@ -77,7 +77,10 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Domains:
-    """Two domains with the same classes. The labels of the target's training images are not in here."""
+    """Two domains with the same classes. The labels of the target's training images are not in here.
+
+    ``target_val`` is what adaptation is validated on, for the record: it chooses nothing.
+    """
 
     name: str
     classes: tuple[str, ...]

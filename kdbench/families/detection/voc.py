@@ -49,7 +49,8 @@ PAIRS = {
 
 
 def load(name: str, pair: Pair, root: Path, scale: Scale) -> Domains:
-    """The pair below ``root``. Validation is the test split, since none of the pairs has another: it chooses nothing.
+    """The pair below ``root``. None has a labelled validation split of its target, so the source's stands in its place:
+    a record of how much of the source is forgotten, which chooses nothing.
 
     Raises :class:`DataError` for a missing image, annotation or image set.
     """
@@ -61,7 +62,7 @@ def load(name: str, pair: Pair, root: Path, scale: Scale) -> Domains:
     target_test = _annotated(root / pair.target_test[0], pair.target_test[1], pair.classes, scale)
     target_train = _images(root / pair.target_train[0], pair.target_train[1], scale)
     sha256 = _fingerprint(root, [*pair.source_train, pair.source_val, pair.target_train, pair.target_test])
-    return Domains(name, pair.classes, source, source_val, target_train, target_test, target_test, sha256)
+    return Domains(name, pair.classes, source, source_val, target_train, source_val, target_test, sha256)
 
 
 def hidden(pair: Pair, root: Path, scale: Scale) -> Annotated:
