@@ -107,7 +107,8 @@ def _tables(found: Sequence[Any], as_json: bool, folders: Sequence[Path] = (), m
         return
     from rich.console import Console
 
-    width = max(100, min(140, Console().width))
+    here = Console()
+    width = max(112, min(140, here.width)) if here.is_terminal else 140
     for comparison in comparisons:
         Console(width=width).print(render.table(comparison))
     if folders:

@@ -36,7 +36,7 @@ from kdbench.results.checks import Fault, Loc
 SCHEMA_VERSION = 1
 CONFIG_KEYS = ("task", "scale", "method", "control", "seed", "data", "student", "teacher", "optimizer", "trainer")
 ARM_KEYS = frozenset({"method", "control", "seed", "teacher"})
-SHARES = frozenset({"accuracy", "macro_f1", "dice"})
+SHARES = frozenset({"accuracy", "macro_f1", "dice", "auc"})
 
 Confusion = list[list[Annotated[int, Field(ge=0)]]]
 
@@ -153,7 +153,7 @@ class Data(_Part):
 
 
 class Metrics(_Part):
-    """Scores by split and name; accuracy, macro_f1 and dice are shares in [0, 1]."""
+    """Scores by split and name; accuracy, macro_f1, dice and auc are shares in [0, 1]."""
 
     val: Scores = Field(description="validation scores")
     test: Scores = Field(description="test scores")

@@ -11,7 +11,7 @@ from kdbench.results.stats import PairedDifference
 
 MISSING = "–"
 LEVEL = 0.05
-PERCENT = ("accuracy", "f1", "dice")
+PERCENT = ("accuracy", "f1", "dice", "auc", "map50")
 HEADINGS = (
     *("arm", "n", "", "Δ alone", "p", "Δ kd", "p"),
     *("gap closed", "agree %", "params", "MFLOPs", "ms", "train s", "peak MB"),
