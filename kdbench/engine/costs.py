@@ -18,7 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
 
-PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "torch-geometric", "transformers", "peft", "numpy", "scipy")
+PACKAGES = (
+    *("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "scipy"),
+    *("torch-geometric", "transformers", "peft", "monai", "mmdet", "mmengine", "pycocotools"),
+)
 
 
 def parameters(module: nn.Module) -> int:

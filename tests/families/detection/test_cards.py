@@ -30,6 +30,7 @@ def test_full_cards_are_the_published_setting(task: str) -> None:
     assert (method.weight, method.epsilon, method.weighted) == (0.1, 1e-9, True)
 
 
+@pytest.mark.slow
 def test_a_full_scale_run_on_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_pair: Any) -> None:
     monkeypatch.setenv("KDBENCH_DATA", str(tmp_path))
     write_pair(tmp_path / datasets.dataset("voc_watercolor").folder, "voc_watercolor")

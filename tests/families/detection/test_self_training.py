@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench.config import expand
 from kdbench.engine.runner import Session
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.teachers import EMATeacher
@@ -202,3 +204,27 @@ def test_the_source_detector_is_the_best_of_its_validation_and_the_rest_the_last
         fresh = begun.task.network()  # type: ignore[attr-defined]
     trained = begun.task.student()
     assert not torch.equal(*(next(n.parameters()) for n in (fresh, trained)))
+
+
+def test_the_analysis_of_a_finished_run_counts_every_object(do: Callable[..., Any]) -> None:
+    outcome = do("method=lpld", "method.threshold=0.5", "method.foreground=0.5")
+    path = Path(__file__).parents[3] / "benchmarks" / "pseudo_labels.py"
+    spec = importlib.util.spec_from_file_location("pseudo_labels_benchmark", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    rows = script.analyse(outcome.folder / "record.json", None)
+    assert {row["detector"] for row in rows} == {"source", "lpld"}
+    (config,) = expand(["task=domain_adaptation", "method=lpld"])
+    truth = domains.hidden(config.dataset, config.data).truth
+    wanted = torch.cat([one.labels for one in truth]).bincount(minlength=3).tolist()
+    for name in ("source", "lpld"):
+        mine = {(row["labels"], row["class"]): row for row in rows if row["detector"] == name}
+        assert [mine["confident", c]["objects"] for c in ("disc", "square", "dot")] == wanted
+        for c, count in zip(("disc", "square", "dot"), wanted, strict=True):
+            assert mine["low-confidence", c]["objects"] == count - mine["confident", c]["found"]
+        given = [
+            sum(row["given"] for row in rows if (row["detector"], row["labels"]) == (name, kind))
+            for kind in ("low-confidence", "random")
+        ]
+        assert given[0] >= given[1] > 0
