@@ -55,7 +55,9 @@ class Selection(pl.Callback):
         """Take the student's weights as they are now."""
         self.epoch, self.value = epoch, value
         state = module.get_submodule("student").state_dict()
-        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.weights = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "value": self.value, "weights": self.weights}

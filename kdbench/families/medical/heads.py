@@ -19,7 +19,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from kdbench.engine.losses import at_least_float32, distillation_kl
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.method import Step
 from kdbench.families.medical.networks import TOKEN, stages
 
@@ -105,8 +105,8 @@ def voxel_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     ``p = softmax(teacher / T)``, ``q = softmax(student / T)``; background included, gradients to both.
     """
-    voxels, wanted = (value.movedim(1, -1).flatten(0, -2) for value in (student, teacher))
-    return distillation_kl(voxels, wanted, temperature)
+    log_q, log_p = ((at_least_float32(value) / temperature).log_softmax(dim=1) for value in (student, teacher))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ class VolumeData:
     """Overlap of neighbouring inference windows."""
     batch_size: Annotated[int, Gt(0)] = 2
     """Training volumes a step."""
+    eval_batch_size: Annotated[int, Gt(0)] = 1
+    """Whole volumes predicted at once, the smaller ones padded to the largest."""
     views: Literal["centre", "random"] = "centre"
     """centre: each volume padded or cropped around its centre, the same at every epoch;
     random: crops around labelled voxels and augmentation, drawn anew for each epoch."""

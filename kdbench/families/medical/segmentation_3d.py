@@ -69,8 +69,9 @@ class Segmentation(DistillationModule):
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=1, keepdim=True)
-        for case in range(len(targets)):
-            self._scores[split].append(scores(predicted[case, 0], targets[case, 0], self.volumes))
+        for classes, label in zip(predicted[:, 0], targets[:, 0], strict=True):
+            inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
+            self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
 
     def results(self, split: str) -> dict[str, float]:
         cases, self._scores[split] = self._scores[split], []

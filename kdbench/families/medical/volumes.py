@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from monai import transforms
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdbench.engine.seeds import axis
@@ -27,7 +28,7 @@ class Volumes(NamedTuple):
     image: Tensor
     """float32 ``[b, C, D, H, W]``."""
     label: Tensor
-    """int64 ``[b, 1, D, H, W]``."""
+    """int64 ``[b, 1, D, H, W]``; -1 where a whole volume was padded."""
     rows: Tensor
     """int64 ``[b]``: which training volume each is a view of; -1 for a whole volume of another split."""
 
@@ -129,7 +130,7 @@ class Views(Dataset[Volumes]):
 
 
 class Whole(Dataset[Volumes]):
-    """Whole volumes of a split, each a batch of its own."""
+    """Whole volumes of a split."""
 
     def __init__(self, volumes: VolumeSet, split: str) -> None:
         self.volumes, self.names = volumes, volumes.cases[split]
@@ -147,6 +148,18 @@ class EpochSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return ((row, self.epoch) for row in super().__iter__())
+
+
+def padded(batches: Sequence[Volumes]) -> Volumes:
+    """One batch of whole volumes, each padded at its ends to the largest: the image by its edge, the label by -1."""
+    largest = [max(sizes) for sizes in zip(*(batch.image.shape[2:] for batch in batches), strict=True)]
+
+    def grown(values: Tensor, mode: str, **more: Any) -> Tensor:
+        lacking = [wanted - size for size, wanted in zip(values.shape[2:], largest, strict=True)]
+        return F.pad(values, [amount for missing in reversed(lacking) for amount in (0, missing)], mode, **more)
+
+    images = [batch._replace(image=grown(batch.image, "replicate")) for batch in batches]
+    return together([batch._replace(label=grown(batch.label, "constant", value=-1)) for batch in images])
 
 
 def together(batches: Sequence[Volumes]) -> Volumes:
@@ -170,7 +183,11 @@ class VolumeLoaders(pl.LightningDataModule):
         return DataLoader(self.views, batch_size=size, sampler=order, collate_fn=together)
 
     def val_dataloader(self) -> DataLoader[Volumes]:
-        return DataLoader(Whole(self.volumes, "val"), batch_size=1, collate_fn=together)
+        return self._whole("val")
 
     def test_dataloader(self) -> DataLoader[Volumes]:
-        return DataLoader(Whole(self.volumes, "test"), batch_size=1, collate_fn=together)
+        return self._whole("test")
+
+    def _whole(self, split: str) -> DataLoader[Volumes]:
+        size = self.views.options.eval_batch_size
+        return DataLoader(Whole(self.volumes, split), batch_size=size, collate_fn=padded)
