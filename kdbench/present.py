@@ -69,8 +69,8 @@ def inventory(told: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{one['name']} ({one['family']}): {one['state']}. {one['title']}; licence: {one['licence']}")
         lines += [f"  source: {one['source']}"] if one["source"] else []
         for file in one["files"]:
-            known = f"sha256 {file['sha256'][:16]}…" if file["sha256"] else "of your own making"
-            lines.append(f"  {file['state']:<8} {file['name']}  {known}  {file['path'] or ''}".rstrip())
+            checked = f"sha256 {file['sha256'][:16]}…" if file["sha256"] else "of your own making"
+            lines.append(f"  {file['state']:<8} {file['name']}  {checked}  {file['path'] or ''}".rstrip())
         if one["state"] not in ("present", "generated"):
             lines += textwrap.wrap(f"how: {one['how']}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)

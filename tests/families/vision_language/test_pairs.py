@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdbench import datasets
+from kdbench import datasets, present
 from kdbench.errors import DataError, UsageError
 from kdbench.families.vision_language import avdigits, pairs
 from kdbench.families.vision_language.avdigits import Sources
@@ -242,6 +242,14 @@ def test_arrays_of_different_length_are_refused(publish: Callable[..., Path]) ->
     publish("crisismmd", {f"{n}.npy": save(np.zeros((k, 2))) for n, k in (("image", 5), ("text", 5), ("labels", 4))})
     with pytest.raises(DataError, match="5, 5, 4 rows"):
         pairs.crisismmd(FULL, 0)
+
+
+def test_files_of_ones_own_making_are_listed_as_such(publish: Callable[..., Path]) -> None:
+    before = present.inventory([datasets.inventory(datasets.dataset("crisismmd"))])
+    assert "missing  text.npy  of your own making" in before and "Make the three arrays yourself" in before
+    publish("crisismmd", {name: save(np.zeros((4, 2))) for name in ("image.npy", "text.npy", "labels.npy")})
+    after = present.inventory([datasets.inventory(datasets.dataset("crisismmd"))])
+    assert "crisismmd (vision_language): present" in after and "missing" not in after
 
 
 def test_missing_arrays_say_what_to_make(publish: Callable[..., Path]) -> None:
