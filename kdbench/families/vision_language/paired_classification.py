@@ -30,7 +30,7 @@ from kdbench.families.vision_language.pairs import SPLITS, Pairs
 from kdbench.options import plain
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-CODE = tuple(Path(str(module.__file__)) for module in (avdigits, pair_networks, pairs))
+CODE = (Path(__file__), *(Path(str(module.__file__)) for module in (avdigits, pair_networks, pairs)))
 
 
 class PairedClassification(DistillationModule):
@@ -227,7 +227,7 @@ class PairedTask(Task):
         network: Callable[[], PairNetwork] = getattr(self, self.source)
         trainer, seed = self.config.trainer, self.config.seed
         inputs = {**self.inputs, "source": self.source}
-        return [self.supervised("pair-teacher", network, inputs, [*CODE, Path(__file__)], trainer.max_epochs, seed)]
+        return [self.supervised("pair-teacher", network, inputs, CODE, trainer.max_epochs, seed)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         """A teacher of pairs that gives the network's ``logits``."""
