@@ -123,7 +123,8 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
     metric = metric or (chosen.metric if chosen else None)
     mode = chosen.mode if chosen and chosen.metric == metric else None
     arms, student = _arms(records), records[0].config["student"]
-    teachers = {run.seed: run for run in records if run.teacher and run.control == "none"}
+    kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
+    teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
     alone, kd = (_baseline(arms, name) for name in ("alone", "kd"))
     data = next((record.data for record in records if record.data), None)
     return Comparison(
