@@ -1,4 +1,4 @@
-"""What the README says can be typed: its runs resolve, its files exist, its extras and tasks are those that there are."""
+"""What the README says can be typed: runs resolve, files exist, extras and tasks are those that there are."""
 
 import re
 import shlex
