@@ -12,6 +12,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Spacing
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
@@ -255,9 +256,8 @@ def nifti_label(path: Path, spacing: Sequence[float], classes: int) -> Tensor:
 
 def _spaced(values: np.ndarray, affine: np.ndarray, mode: str) -> Tensor:
     """A volume ``[D, H, W]`` resampled to the spacing of the heart data, ``[1, D, H, W]``."""
-    resampled = Spacing(HEART_SPACING, mode=mode)(_tensor(values)[None], data_array=None, affine=affine)
-    plain: Tensor = resampled.as_tensor() if hasattr(resampled, "as_tensor") else resampled
-    return plain.contiguous()
+    resampled: Tensor = Spacing(HEART_SPACING, mode=mode)(MetaTensor(_tensor(values)[None], affine=affine)).as_tensor()
+    return resampled.contiguous()
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -54,6 +54,8 @@ def build(
     for name, shape in (("patch", patch), ("window", window)):
         if any(edge % unit for edge in shape):
             raise UsageError(f"{options.name} takes multiples of {unit} voxels: data.{name}={list(shape)} does not do.")
+    if options.name != "unetr" and all(edge == unit for edge in patch):
+        raise UsageError(f"{options.name} would normalise a single voxel: take more than data.patch={list(patch)}.")
     network: nn.Module
     common = {"in_channels": channels, "out_channels": classes, "norm_name": "instance"}
     if options.name == "dynunet":
