@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from kdbench import catalog, datasets
+from kdbench import cards, datasets
 from kdbench.config import expand, resolve
 from kdbench.engine.runner import run
 
-FULL = sorted(name for name in catalog.task_paths() if name.startswith("domain_adaptation/"))
+FULL = sorted(name for name in cards.task_paths() if name.startswith("domain_adaptation/"))
 
 
 @pytest.mark.parametrize("task", FULL)
