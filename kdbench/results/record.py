@@ -162,7 +162,7 @@ class Metrics(_Part):
 class Teacher(_Part):
     """The teacher, by content, and how well it does alone."""
 
-    kind: str = Field(description="lifetime of the teacher: frozen, ema, co-trained, several")
+    kind: str = Field(description="source of the task's frozen teacher; ema, co-trained or several for a run's own")
     description: str = Field(description="what the teacher is, in words")
     sha256: Hex = Field(description="SHA-256 of the teacher's weights")
     metrics: Metrics = Field(description="the teacher's own scores")

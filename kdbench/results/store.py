@@ -52,13 +52,17 @@ def write(record: Record, path: Path) -> None:
     hashing.write_atomic(path, dumps(record))
 
 
+OWN_TEACHERS = ("ema", "co-trained", "several")
+"""Kinds of teachers that a run makes for itself; any other is the task's and shared by all arms."""
+
+
 def _pairings(record: Record) -> Iterator[tuple[str, tuple[object, ...], object]]:
     """What records that pair must share: the field, which records pair in it, and this record's value."""
     pair = (record.group, record.seed)
     if record.data:
         yield "data.sha256", pair, record.data.sha256
         yield "data.split_sha256", pair, record.data.split_sha256
-    if record.teacher and record.control == "none":
+    if record.teacher and record.teacher.kind not in OWN_TEACHERS and record.control == "none":
         teacher = hashing.canonical_json(record.config["teacher"])
         yield "teacher.sha256", (*pair, teacher), record.teacher.sha256
     for axis, number in record.seeds.items():

@@ -11,7 +11,7 @@ import pytest
 
 from kdbench import hashing
 from kdbench.results import store
-from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads
+from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads, seal
 
 Body = dict[str, Any]
 
@@ -234,6 +234,15 @@ def test_what_may_differ_across_records(make: Callable[..., Record], save: Calla
         make("lingugkd", 0, seeds={"data_order": 1000, "masks": 5}),
     ]
     assert store.validate([save(records)]) == store.Report(5, [])
+
+
+def test_a_teacher_that_a_run_makes_for_itself_is_its_own(
+    make: Callable[..., Record], save: Callable[[Sequence[Record]], Path]
+) -> None:
+    fields = make("lingugkd", 0, teacher_right=53).model_dump(exclude={"digest"})
+    for kind, faults in (("ema", 0), ("several", 0), ("gin", 1)):
+        mine = seal({**fields, "teacher": {**fields["teacher"], "kind": kind}})
+        assert len(store.validate([save([make("kd", 0), make("other", 0), mine])]).problems) == faults
 
 
 def test_the_odd_one_is_at_fault_wherever_it_stands(
