@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from kdbench.config import RunConfig, expand
 from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
-from kdbench.engine.runner import Session
+from kdbench.engine.runner import Session, Silent
 from kdbench.engine.teachers import Outputs
 from kdbench.families.graph.kd import KD, Hyperparameters
 from kdbench.options import Optimizer
@@ -65,19 +65,6 @@ def same_weights(trainings: Mapping[str, list[Trained]], expected: str) -> int:
             if different:
                 raise AssertionError(f"'{name}' and '{expected}' trained different weights: {', '.join(different)}")
     return len(reference.steps) + 1
-
-
-class Silent:
-    """A reporter that tells nothing."""
-
-    def stage(self, name: str) -> None:
-        """A stage begins."""
-
-    def epoch(self, done: int, total: int, value: float | None) -> None:
-        """An epoch is done."""
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
 
 
 def mlp(inputs: int, width: int, depth: int, classes: int) -> nn.Sequential:

@@ -53,6 +53,16 @@ class Reporter(Protocol):
         """Something the user should know."""
 
 
+class Silent:
+    """A reporter that tells nothing."""
+
+    def stage(self, name: str) -> None: ...
+
+    def epoch(self, done: int, total: int, value: float | None) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished run."""

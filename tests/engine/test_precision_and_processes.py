@@ -12,18 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.config import expand
-from kdbench.engine.runner import Outcome, run
+from kdbench.engine.runner import Outcome, Silent, run
 
 PLAIN = ["student.dropout=0", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.schedule=constant"]
 SMALL = ["task=gnn", "student.width=16", "trainer.max_epochs=2", "trainer.accelerator=cpu", *PLAIN]
-
-
-class Silent:
-    def stage(self, name: str) -> None: ...
-
-    def epoch(self, done: int, total: int, value: float | None) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 def student(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchmetrics import ConfusionMatrix, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
-from kdbench.engine.module import DistillationModule
-from kdbench.engine.seeds import axis
+from kdbench.engine.classification import Classification, RowLoaders, encode
+from kdbench.engine.classification import metrics as metrics_of
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -29,53 +24,23 @@ from kdbench.families.vision_language.pair_networks import PairNetwork
 from kdbench.families.vision_language.pairs import SPLITS, Pairs
 from kdbench.options import plain
 
-DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 CODE = (Path(__file__), *(Path(str(module.__file__)) for module in (avdigits, pair_networks, pairs)))
 
 
-class PairedClassification(DistillationModule):
-    """Cross-entropy on the batch's pairs; a batch is pair numbers, and a network takes what it sees of them."""
+class PairedClassification(Classification):
+    """A batch is pair numbers, and a network takes what it sees of them."""
 
     student: PairNetwork
 
     def __init__(self, student: nn.Module, config: RunConfig, pairs: Pairs) -> None:
-        super().__init__(student, config.optimizer)
+        super().__init__(student, config.optimizer, pairs.classes)
         self.pairs = pairs
-        self.metrics = nn.ModuleDict({"val_": _metrics(pairs.classes), "test_": _metrics(pairs.classes)})
-        self._predicted: list[Tensor] = []
-        self._details: dict[str, Any] = {}
 
     def forward_batch(self, batch: Tensor) -> Outputs:
         return logits_of(self.pairs, self.student, batch)
 
     def targets(self, batch: Tensor) -> Tensor:
         return self.pairs.labels(batch)
-
-    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
-
-    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
-        predicted = output["logits"].argmax(dim=-1)
-        self._metrics_of(split).update(predicted, targets)
-        if split == "test":
-            self._predicted.append(predicted.cpu())
-
-    def results(self, split: str) -> dict[str, float]:
-        metrics = self._metrics_of(split)
-        values = metrics.compute()
-        if split == "test":
-            predictions, self._predicted = torch.cat(self._predicted), []
-            self._details = {"confusion": values["confusion"].tolist(), "predictions": encode(predictions)}
-        metrics.reset()
-        return {name: float(values[name]) for name in ("accuracy", "macro_f1")}
-
-    def _metrics_of(self, split: str) -> MetricCollection:
-        metrics = self.metrics[f"{split}_"]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
-
-    def details(self) -> dict[str, Any]:
-        return self._details
 
 
 def logits_of(pairs: Pairs, network: nn.Module, rows: Tensor) -> Outputs:
@@ -105,67 +70,6 @@ class InBlocks:
         return {"logits": torch.stack(found)}
 
 
-def _metrics(classes: int) -> MetricCollection:
-    options: dict[str, Any] = {"num_classes": classes, "sync_on_compute": False}
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(average="micro", **options),
-            "macro_f1": MulticlassF1Score(average="macro", **options),
-            "confusion": ConfusionMatrix(task="multiclass", **options),
-        },
-        compute_groups=False,
-    )
-
-
-def encode(predictions: Tensor) -> str | None:
-    """One base-36 digit a prediction; None for more than 36 classes or 10,000 examples."""
-    if len(predictions) > 10_000 or (len(predictions) and int(predictions.max()) >= len(DIGITS)):
-        return None
-    return "".join(DIGITS[value] for value in predictions.tolist())
-
-
-class Numbers(Dataset[Tensor]):
-    """Pair numbers; a batch is fetched in one step."""
-
-    def __init__(self, ids: Tensor) -> None:
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.ids[index]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        return self.ids[indices]
-
-
-class PairLoaders(pl.LightningDataModule):
-    """Loaders of pair numbers. Training order depends on (seed, epoch) alone and is shared out among the processes."""
-
-    def __init__(self, pairs: Pairs, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        numbers, trainer = Numbers(self.pairs.ids("train")), self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler: DistributedSampler[Tensor] = DistributedSampler(
-            numbers, world, rank, seed=axis(self.seed, "data_order") % 2**31
-        )
-        return DataLoader(numbers, self.batch_size, sampler=sampler, collate_fn=_same)
-
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(Numbers(self.pairs.ids("val")), self.batch_size, collate_fn=_same)
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(Numbers(self.pairs.ids("test")), self.batch_size, collate_fn=_same)
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
 class PairedTask(Task):
     """Classification of paired views for the engine."""
 
@@ -185,8 +89,9 @@ class PairedTask(Task):
             pairs.name, pairs.sha256, pairs.split_sha256, info.generated, info.licence, sizes, len(pairs.y), pairs.split
         )
 
-    def data(self) -> PairLoaders:
-        return PairLoaders(self.pairs, self.data_options.batch_size, self.config.seed)
+    def data(self) -> RowLoaders:
+        size = self.data_options.batch_size
+        return RowLoaders(self.pairs.ids, size, self.config.seed, evaluated=size)
 
     def student(self) -> PairNetwork:
         return self.pairs.network((self.student_options.modality,), self.student_options)
@@ -246,7 +151,7 @@ class PairedTask(Task):
         """``metrics`` of val and test, and test ``predictions``, of a teacher's logits for all pairs ``[n, C]``."""
         predicted, metrics = logits.argmax(dim=-1), {}
         for split in ("val", "test"):
-            ids, score = self.pairs.ids(split), _metrics(self.pairs.classes)
+            ids, score = self.pairs.ids(split), metrics_of(self.pairs.classes)
             score.update(predicted[ids], self.pairs.y[ids])
             values = score.compute()
             metrics[split] = {name: float(values[name]) for name in ("accuracy", "macro_f1")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,11 @@ import torch
 from PIL import Image
 
 from kdbench.config import expand
-from kdbench.engine.runner import Outcome, Session, run
+from kdbench.engine.runner import Outcome, Session, Silent, run
 from kdbench.families.detection import models, voc
 from kdbench.families.detection.options import Detector
 
 CLASSES = 3
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other over tiny tensors are slow when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def epoch(self, done: int, total: int, value: float | None) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 QUICK = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2", "trainer.accelerator=cpu")

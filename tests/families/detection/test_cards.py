@@ -10,7 +10,7 @@ import torch
 
 from kdbench import cards, datasets
 from kdbench.config import expand, resolve
-from kdbench.engine.runner import run
+from kdbench.engine.runner import Silent, run
 
 FULL = sorted(name for name in cards.task_paths() if name.startswith("domain_adaptation/"))
 
@@ -34,13 +34,6 @@ def test_full_cards_are_the_published_setting(task: str) -> None:
 def test_a_full_scale_run_on_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_pair: Any) -> None:
     monkeypatch.setenv("KDBENCH_DATA", str(tmp_path))
     write_pair(tmp_path / datasets.dataset("voc_watercolor").folder, "voc_watercolor")
-
-    class Silent:
-        def stage(self, name: str) -> None: ...
-
-        def epoch(self, done: int, total: int, value: float | None) -> None: ...
-
-        def note(self, text: str) -> None: ...
 
     words = ["task=domain_adaptation/voc_watercolor", "method=lpld", "student.weights=null", "data.short_side=64"]
     words += ["student.source_epochs=1", "trainer.max_epochs=1", "student.proposals=20", "method.empty=background"]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.config import expand
-from kdbench.engine.runner import Outcome, Session
+from kdbench.engine.runner import Outcome, Session, Silent
 from kdbench.errors import UsageError
 from kdbench.families.graph import condense
 from kdbench.families.graph.draws import Draws, SmallLoaders
@@ -22,14 +22,6 @@ from kdbench.families.graph.random_graphs import draw_bytes, draw_count
 
 Do = Callable[..., Outcome]
 QUICK = ("task=graph_classification", "trainer.max_epochs=2", "student.width=8")
-
-
-class Silent:
-    def stage(self, name: str) -> None: ...
-
-    def epoch(self, done: int, total: int, value: float | None) -> None: ...
-
-    def note(self, text: str) -> None: ...
 
 
 @pytest.fixture

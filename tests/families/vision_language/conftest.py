@@ -8,46 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kdbench import datasets
 from kdbench.config import expand
-from kdbench.engine.runner import Outcome, load_task, run
+from kdbench.engine.runner import load_task
 from kdbench.engine.stages import StageStore
 from kdbench.families.vision_language import pairs
 from kdbench.families.vision_language.paired_classification import PairedTask
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other over tiny tensors are 50 times slower when the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def stage(self, name: str) -> None: ...
-
-    def epoch(self, done: int, total: int, value: float | None) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-@pytest.fixture
-def do(tmp_path: Path) -> Callable[..., Outcome]:
-    """``do("task=avdigits", "method=kd", …)`` does one run on the CPU under ``tmp_path/runs``."""
-
-    def once(*words: str) -> Outcome:
-        (config,) = expand([*words, "trainer.accelerator=cpu", "trainer.precision=32-true"])
-        outcome = run(config, tmp_path / "runs", Silent())
-        assert outcome is not None
-        return outcome
-
-    return once
 
 
 @pytest.fixture
