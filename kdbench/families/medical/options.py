@@ -28,19 +28,20 @@ class VolumeData:
     """Training volumes a step."""
     eval_batch_size: Annotated[int, Gt(0)] = 1
     """Whole volumes predicted at once, the smaller ones padded to the largest."""
-    views: Literal["centre", "random"] = "centre"
+    views: Literal["centre", "fixed", "random"] = "centre"
     """centre: each volume padded or cropped around its centre, the same at every epoch;
-    random: crops around labelled voxels and augmentation, drawn anew for each epoch."""
+    random: crops around labelled voxels and augmentation, drawn anew for each epoch;
+    fixed: a few of such crops of each volume, one an epoch in turn, the same for every seed."""
     crops: Annotated[int, Gt(0)] = 1
-    """random: crops of a volume in one step."""
+    """random: crops of a volume in one step; fixed: crops of a volume in all."""
     negatives: Annotated[float, Ge(0)] = 0.0
-    """random: crops centred on background for one centred on a labelled voxel."""
+    """fixed, random: crops centred on background for one centred on a labelled voxel."""
     flip: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    """random: probability of a flip along each axis."""
+    """fixed, random: probability of a flip along each axis."""
     rotate: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """random: probability of quarter turns in the plane of the first two axes, which the patch has of one length."""
+    """fixed, random: probability of quarter turns in the plane of the first two axes, equally long in the patch."""
     shift: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    """random: probability of an intensity shift by up to 0.1."""
+    """fixed, random: probability of an intensity shift by up to 0.1."""
     fold: Annotated[int, Interval(ge=0, le=4)] = 0
     """mmwhs: which fifth of the patients is the test set; the next one is the validation set."""
     modality: Literal["ct", "mr"] = "ct"

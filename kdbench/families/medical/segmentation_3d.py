@@ -115,7 +115,7 @@ class SegmentationTask(Task):
     def __init__(self, config: RunConfig, store: StageStore) -> None:
         super().__init__(config, store)
         self.data_options, self.student_options = config.data, config.student
-        self.cacheable = self.data_options.views == "centre"
+        self.cacheable = self.data_options.views != "random"
         self.volumes = data.load(config.dataset, config.data)
         self.views = Views(self.volumes, self.data_options, config.seed)
 
@@ -123,7 +123,7 @@ class SegmentationTask(Task):
     def facts(self) -> DataFacts:
         volumes, info = self.volumes, dataset(self.config.dataset)
         sizes = {split: len(volumes.cases[split]) for split in SPLITS}
-        groups = torch.zeros(sizes["train"], dtype=torch.int64)
+        groups = torch.zeros(self.views.rows, dtype=torch.int64)
         told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         return DataFacts(*told, len(groups), groups)
 
@@ -146,7 +146,7 @@ class SegmentationTask(Task):
         return self.batch_of(torch.arange(size))
 
     def batch_of(self, rows: Tensor) -> Volumes:
-        parts = [self.views.centred(row) for row in rows.tolist()]
+        parts = [self.views.still(row) for row in rows.tolist()]
         image, label, numbers = (torch.cat(values) for values in zip(*parts, strict=True))
         return Volumes(image, label, numbers)
 

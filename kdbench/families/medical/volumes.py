@@ -30,7 +30,7 @@ class Volumes(NamedTuple):
     label: Tensor
     """int64 ``[b, 1, D, H, W]``; -1 where a whole volume was padded."""
     rows: Tensor
-    """int64 ``[b]``: which training volume each is a view of; -1 for a whole volume of another split."""
+    """int64 ``[b]``: which training view each is, or with random views which volume; -1 for a whole volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +64,19 @@ def centred(image: Tensor, label: Tensor, patch: Sequence[int], pad: str) -> tup
 
 
 def randomised(options: VolumeData, pad: str) -> Callable[[Tensor, Tensor, int], list[tuple[Tensor, Tensor]]]:
-    """``f(image, label, seed)`` gives ``options.crops`` random views of ``options.patch`` voxels.
+    """``f(image, label, seed)`` gives random views of ``options.patch`` voxels: ``options.crops``, or one if fixed.
 
     Crops around labelled voxels (``options.negatives`` around background for each), flips, quarter turns, and a shift
     of the intensity, all drawn from ``seed``. Raises :class:`UsageError` for turns of a patch that is not square.
     """
-    patch = options.patch
+    patch, together = options.patch, options.crops if options.views == "random" else 1
     if options.rotate and patch[0] != patch[1]:
         raise UsageError(f"data.rotate turns the first two axes into each other: they differ in patch={list(patch)}.")
     both = ("image", "label")
     compose = transforms.Compose(
         [
             transforms.SpatialPadd(both, patch, mode=pad),
-            transforms.RandCropByPosNegLabeld(both, "label", patch, 1, options.negatives, options.crops),
+            transforms.RandCropByPosNegLabeld(both, "label", patch, 1, options.negatives, together),
             *(transforms.RandFlipd(both, options.flip, spatial_axis) for spatial_axis in range(3)),
             transforms.RandRotate90d(both, options.rotate, spatial_axes=(0, 1)),
             transforms.RandShiftIntensityd("image", 0.1, prob=options.shift),
@@ -98,35 +98,49 @@ def _plain(value: Any) -> Tensor:
 
 
 class Views(Dataset[Volumes]):
-    """Training views; an item is asked for by ``(row, epoch)``."""
+    """Training views; an item is asked for by ``(volume, epoch)``.
+
+    Views that come again have a row each: ``volume · n + k`` for view k of n. Fixed crops are the same for all seeds,
+    so that one teacher's cache serves them all.
+    """
 
     def __init__(self, volumes: VolumeSet, options: VolumeData, seed: int) -> None:
         self.volumes, self.options, self.seed = volumes, options, seed
         self.names = volumes.cases["train"]
-        self._random = randomised(options, volumes.pad) if options.views == "random" else None
-        self._centred: dict[int, tuple[Tensor, Tensor]] = {}
+        self.each = options.crops if options.views == "fixed" else 1
+        self._draw = None if options.views == "centre" else randomised(options, volumes.pad)
+        self._still: dict[int, Volumes] = {}
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, place: tuple[int, int]) -> Volumes:
-        row, epoch = place
-        if self._random is None:
-            return self.centred(row)
-        image, label = self.volumes.read(self.names[row])
-        drawn = self._random(image, label, axis(self.seed, "training", epoch, row))
-        images, labels = zip(*drawn, strict=True)
-        return Volumes(torch.stack(images), torch.stack(labels), torch.full((len(drawn),), row))
+    @property
+    def rows(self) -> int:
+        """Number of views that come again."""
+        return len(self.names) * self.each
 
-    def centred(self, row: int) -> Volumes:
-        """The view of a training volume that no chance enters."""
-        if row not in self._centred:
-            view = centred(*self.volumes.read(self.names[row]), self.options.patch, self.volumes.pad)
-            if not self.options.in_memory:
-                return Volumes(view[0][None], view[1][None], torch.tensor([row]))
-            self._centred[row] = view
-        image, label = self._centred[row]
-        return Volumes(image[None], label[None], torch.tensor([row]))
+    def __getitem__(self, place: tuple[int, int]) -> Volumes:
+        volume, epoch = place
+        if self._draw is None or self.options.views == "fixed":
+            return self.still(volume * self.each + epoch % self.each)
+        drawn = self._draw(*self.volumes.read(self.names[volume]), axis(self.seed, "training", epoch, volume))
+        images, labels = zip(*drawn, strict=True)
+        return Volumes(torch.stack(images), torch.stack(labels), torch.full((len(drawn),), volume))
+
+    def still(self, row: int) -> Volumes:
+        """The view of this row: the centred one, or a fixed crop."""
+        if row in self._still:
+            return self._still[row]
+        volume, number = divmod(row, self.each)
+        image, label = self.volumes.read(self.names[volume])
+        if self._draw is not None and self.options.views == "fixed":
+            (view,) = self._draw(image, label, axis(0, "training", number, volume))
+        else:
+            view = centred(image, label, self.options.patch, self.volumes.pad)
+        found = Volumes(view[0][None], view[1][None], torch.tensor([row]))
+        if self.options.in_memory:
+            self._still[row] = found
+        return found
 
 
 class Whole(Dataset[Volumes]):
@@ -159,10 +173,10 @@ def padded(batches: Sequence[Volumes]) -> Volumes:
         return F.pad(values, [amount for missing in reversed(lacking) for amount in (0, missing)], mode, **more)
 
     images = [batch._replace(image=grown(batch.image, "replicate")) for batch in batches]
-    return together([batch._replace(label=grown(batch.label, "constant", value=-1)) for batch in images])
+    return joined([batch._replace(label=grown(batch.label, "constant", value=-1)) for batch in images])
 
 
-def together(batches: Sequence[Volumes]) -> Volumes:
+def joined(batches: Sequence[Volumes]) -> Volumes:
     """One batch of several."""
     image, label, rows = (torch.cat(values) for values in zip(*batches, strict=True))
     return Volumes(image, label, rows)
@@ -180,7 +194,7 @@ class VolumeLoaders(pl.LightningDataModule):
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         order = EpochSampler(self.views, world, rank, seed=axis(self.seed, "data_order") % 2**31)
         size = self.views.options.batch_size
-        return DataLoader(self.views, batch_size=size, sampler=order, collate_fn=together)
+        return DataLoader(self.views, batch_size=size, sampler=order, collate_fn=joined)
 
     def val_dataloader(self) -> DataLoader[Volumes]:
         return self._whole("val")

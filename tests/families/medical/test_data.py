@@ -252,7 +252,7 @@ def test_random_views_depend_on_their_seed_alone_and_hold_labelled_voxels() -> N
     generator = torch.Generator().manual_seed(0)
     image, label = torch.randn(1, 20, 20, 20, generator=generator), torch.zeros(1, 20, 20, 20, dtype=torch.int64)
     label[0, 3, 15, 9] = 1
-    options = VolumeData(patch=(8, 8, 8), crops=3, rotate=1.0, shift=1.0, flip=0.5)
+    options = VolumeData(views="random", patch=(8, 8, 8), crops=3, rotate=1.0, shift=1.0, flip=0.5)
     views = randomised(options, "edge")
     first, again, other = (views(image, label, seed) for seed in (1, 1, 2))
     assert len(first) == 3 and all(part.shape == (1, 8, 8, 8) for view in first for part in view)
@@ -280,6 +280,16 @@ def test_training_order_and_views_depend_on_seed_and_epoch() -> None:
         assert not all(torch.equal(x.image, y.image) for x, y in zip(first, one, strict=True))
     assert sorted(torch.cat([batch.rows for batch in first]).tolist()) == list(range(8))
     assert [len(batch.rows) for batch in first] == [3, 3, 2]
+
+
+def test_fixed_views_come_again_in_turn_and_have_a_row_each() -> None:
+    options = VolumeData(None, patch=(8, 8, 8), shapes=16, size=12, views="fixed", crops=3)
+    volumes = data.shapes(options)
+    views, other = Views(volumes, options, 0), Views(volumes, options, 1)
+    epochs = [views[2, epoch] for epoch in range(6)]
+    assert [int(view.rows) for view in epochs] == [6, 7, 8, 6, 7, 8] and views.rows == 24
+    assert torch.equal(epochs[0].image, epochs[3].image) and not torch.equal(epochs[0].image, epochs[1].image)
+    assert torch.equal(epochs[1].image, other[2, 1].image) and torch.equal(epochs[1].label, views.still(7).label)
 
 
 @pytest.mark.parametrize("name", ["heart", "brain_tumour"])

@@ -170,6 +170,14 @@ def test_random_views_have_no_cache_and_no_control(words: tuple[str, ...], do: C
     assert do("task=hippocampus", "method=kd", "data.views=random", "teacher.cache=false", *quick).record.teacher
 
 
+def test_the_cache_of_fixed_views_is_their_live_teacher(do: Callable[..., Outcome]) -> None:
+    words = ["task=hippocampus", "method=kd", "data.views=fixed", "data.crops=3", "data.patch=[8,8,8]"]
+    quick = ["trainer.max_epochs=4", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1"]
+    live, cached = (do(*words, *quick, f"teacher.cache={cache}").record for cache in ("false", "true"))
+    assert live.curves == cached.curves and live.metrics == cached.metrics
+    assert do(*words, *quick, "control=shuffled_teacher").record.curves["train/kd"] != live.curves["train/kd"]
+
+
 def test_a_teachers_outputs_do_not_depend_on_the_rest_of_the_batch(tmp_path: Path) -> None:
     task = session(tmp_path, "method=kd", "teacher.epochs=1").task
     for stage in task.stages():
