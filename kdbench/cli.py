@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import click
 
-from kdbench import __version__
+from kdbench import __version__, cli_sweeps
+from kdbench.cli_options import json_option, print_json, print_runs, print_tables, runs_option
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError, unknown
 
 
@@ -29,17 +28,6 @@ class Commands(click.Group):
         return super().resolve_command(context, args)
 
 
-runs_option = click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    envvar="KDBENCH_RUNS",
-    show_default=True,
-    help="Folder of runs, stages and caches ($KDBENCH_RUNS).",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="kdbench")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -52,10 +40,6 @@ def main(debug: bool) -> None:
     kdbench show lingugkd                             equations, hyper-parameters, paper
     kdbench compare task=gnn method=kd,lingugkd       tables from the records
     """
-
-
-def _print(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1))
 
 
 @main.command()
@@ -81,38 +65,19 @@ def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: boo
     asked = expand(overrides)
     configs = asked if no_baselines else local.with_baselines(asked)
     if dry_run:
-        lines = [{"command": c.command, "hash": c.hash} for c in configs]
-        _print(lines) if as_json else click.echo("\n".join(f"{line['hash'][:16]}  {line['command']}" for line in lines))
+        print_runs(configs, as_json)
         return
     note = local.scale_note(asked, overrides)
     if note and not as_json:
         click.echo(note, err=True)
     report = local.launch(configs, runs)
     if report.outcomes or report.failures:  # neither: we are not the first of several processes
-        _tables([outcome.record for outcome in report.outcomes], as_json, folders=[o.folder for o in report.outcomes])
+        print_tables([o.record for o in report.outcomes], as_json, folders=[o.folder for o in report.outcomes])
     if report.failures:
         listed = "\n  ".join([f"{len(report.failures)} of {len(configs)} runs failed:", *report.told])
         errors = [error for _, error in report.failures]
         kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
         raise kind(listed) from ExceptionGroup("failed runs", errors)
-
-
-def _tables(found: Sequence[Any], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None) -> None:
-    from kdbench.results import compare, render
-
-    comparisons = compare.compare(found, metric)
-    if as_json:
-        places = [str(folder / "record.json") for folder in folders]
-        _print({"comparisons": [compare.to_json(c) for c in comparisons], "records": places})
-        return
-    from rich.console import Console
-
-    here = Console()
-    width = max(112, min(140, here.width)) if here.is_terminal else 140
-    for comparison in comparisons:
-        Console(width=width).print(render.table(comparison))
-    if folders:
-        click.echo(f"Records: {len(folders)} under {os.path.commonpath(folders)}")
 
 
 @main.command(name="list")
@@ -130,7 +95,7 @@ def list_(pattern: str, as_json: bool) -> None:
 
     found = listing(pattern)
     if as_json:
-        _print(found)
+        print_json(found)
         return
     for heading, rows in found.items():
         if rows:
@@ -154,7 +119,7 @@ def show(name: str, as_json: bool) -> None:
     from kdbench import describe, present
 
     told = describe.description(name)
-    _print(told) if as_json else click.echo(present.description(told))
+    print_json(told) if as_json else click.echo(present.description(told))
 
 
 @main.command()
@@ -184,7 +149,7 @@ def compare(
     if markdown:
         click.echo("\n".join(render.markdown(c) for c in comparing.compare(found, metric)))
     else:
-        _tables(found, as_json, metric=metric)
+        print_tables(found, as_json, metric=metric)
 
 
 @main.command()
@@ -201,7 +166,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
     report = store.validate(paths)
     if as_json:
         problems = [{"path": str(p.path), "field": p.field, "message": p.message} for p in report.problems]
-        _print({"valid": report.valid, "problems": problems})
+        print_json({"valid": report.valid, "problems": problems})
     else:
         for problem in report.problems:
             click.echo(f"{problem.path}: {problem.field}: {problem.message}", err=True)
@@ -224,7 +189,7 @@ def reproduce(record: Path, runs: Path, as_json: bool) -> None:
 
     told = again(record, runs)
     if as_json:
-        _print(told)
+        print_json(told)
     else:
         click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {record}")
         for line in told["differences"] + told["environment"]:
@@ -253,7 +218,7 @@ def data(name: str | None, get: bool, as_json: bool) -> None:
         raise UsageError("--fetch needs the name of a data set.")
     names = [name] if name else list(datasets.datasets())
     told = [datasets.inventory(datasets.dataset(one)) for one in names]
-    _print(told) if as_json else click.echo(present.inventory(told))
+    print_json(told) if as_json else click.echo(present.inventory(told))
 
 
 @main.command()
@@ -268,7 +233,11 @@ def doctor(as_json: bool) -> None:
     from kdbench import describe, present
 
     told = describe.doctor()
-    _print(told) if as_json else click.echo(present.doctor(told))
+    print_json(told) if as_json else click.echo(present.doctor(told))
+
+
+for _command in cli_sweeps.COMMANDS:
+    main.add_command(_command)
 
 
 def entry(arguments: Sequence[str] | None = None) -> int:

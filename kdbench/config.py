@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
 from annotated_types import Ge
 
@@ -61,7 +63,7 @@ class RunConfig:
             **sections,
         }
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of :meth:`to_json`: names the run folder."""
         return digest(self.to_json())
@@ -73,6 +75,30 @@ class RunConfig:
         if self.control != "none":
             words.append(f"control={self.control}")
         return shlex.join(["kdbench", "run", *words, *self.overrides])
+
+    @property
+    def pairing(self) -> str:
+        """Task, scale, seed and the user's settings but method and teacher: runs that share it may share stages."""
+        kept = [f"{key}={word(value)}" for key, value in sorted(self.settings) if not key.startswith("teacher.")]
+        return " ".join([f"{self.task} {self.scale} seed={self.seed}", *kept])
+
+
+class NamedRun(Protocol):
+    """What names a run."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+
+def run_folder(root: Path, run: NamedRun) -> Path:
+    """``<root>/<task>/<method>/<first 16 digits of the config hash>``."""
+    return root / run.task / run.method / run.hash[:16]
 
 
 def expand(words: Sequence[str]) -> list[RunConfig]:
@@ -88,14 +114,22 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
             raise UsageError(f"'{name}=…' is missing. Example: kdbench run task=gnn method=lingugkd")
     ordered = sorted(overrides, key=lambda o: (o.key != "seed", o.key == "control", o.key == "method"))
     configs: dict[str, RunConfig] = {}
+    resolved: dict[tuple[str, ...], RunConfig | ControlError] = {}  # but for the seed, which changes nothing else
     refused: UsageError | None = None
     for values in itertools.product(*(override.values for override in ordered)):
         chosen = dict(zip((o.key for o in ordered), values, strict=True))
-        try:
-            config = resolve(chosen)
-        except ControlError as error:
-            refused = error
+        seed = _checked_seed(chosen.pop("seed", 0))
+        key = tuple(map(repr, chosen.values()))
+        if key not in resolved:
+            try:
+                resolved[key] = resolve({**chosen, "seed": seed})
+            except ControlError as error:
+                resolved[key] = error
+        config = resolved[key]
+        if isinstance(config, ControlError):
+            refused = config
             continue
+        config = replace(config, seed=seed)
         configs.setdefault(config.hash, config)
     if not configs and refused is not None:
         raise refused
@@ -136,7 +170,7 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         method=info.name,
         hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),
         control=control,
-        seed=build(_Seed, {"seed": chosen.get("seed", 0)}, "").seed,
+        seed=_checked_seed(chosen.get("seed", 0)),
         teacher=built.pop("teacher", None),
         settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
         overrides=tuple(f"{key}={word(value)}" for key, value in chosen.items() if key not in TOP),
@@ -156,6 +190,11 @@ def expand_baselines(config: RunConfig) -> list[RunConfig]:
 @dataclass(frozen=True)
 class _Seed:
     seed: Annotated[int, Ge(0)]
+
+
+def _checked_seed(given: Any) -> int:
+    seed: int = build(_Seed, {"seed": given}, "").seed
+    return seed
 
 
 def from_json(content: Mapping[str, Any]) -> RunConfig:

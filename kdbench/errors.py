@@ -38,6 +38,10 @@ class StaleCacheError(KdbenchError):
     """A teacher cache or stage whose key is not the one asked for."""
 
 
+class StoppedError(KdbenchError):
+    """A run that was asked to stop and left a checkpoint to go on from."""
+
+
 class NonFiniteLossError(KdbenchError):
     """A loss became NaN or infinite. ``step`` and ``terms`` say where."""
 

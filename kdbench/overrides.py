@@ -29,6 +29,9 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     for word in words:
         if "=" not in word.lstrip("="):
             raise UsageError(f"Cannot read '{word}': options are set as key=value.")
+        if alone := _RANGE_ALONE.fullmatch(word):  # parsed value by value, thousands of seeds would take seconds
+            result.append(Override(alone[1], tuple(_range(word, int(alone[2]), int(alone[3])))))
+            continue
         try:
             parsed = parser.parse_override(_expand_ranges(word))
             if parsed.type != OverrideType.CHANGE or parsed.package is not None:
@@ -53,19 +56,24 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
 _QUOTED_OR_RANGE = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|(?<![\w.])(\d+)\.\.(\d+)(?![\w.])""")
 
 
+_RANGE_ALONE = re.compile(r"([A-Za-z_][\w.]*)=(\d+)\.\.(\d+)", re.ASCII)
+
 LONGEST_RANGE = 10_000
+
+
+def _range(word: str, first: int, last: int) -> range:
+    if not first <= last < first + LONGEST_RANGE:
+        raise UsageError(
+            f"Cannot use '{word}': the range {first}..{last} holds no value, or more than {LONGEST_RANGE}."
+        )
+    return range(first, last + 1)
 
 
 def _expand_ranges(word: str) -> str:
     """``0..9`` outside quotes as ``0,1,…,9``."""
 
     def written(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0]
-        first, last = int(match[1]), int(match[2])
-        if not first <= last < first + LONGEST_RANGE:
-            raise UsageError(f"Cannot use '{word}': the range {match[0]} holds no value, or more than {LONGEST_RANGE}.")
-        return ",".join(map(str, range(first, last + 1)))
+        return match[0] if match[1] is None else ",".join(map(str, _range(word, int(match[1]), int(match[2]))))
 
     key, equals, value = word.partition("=")
     return key + equals + _QUOTED_OR_RANGE.sub(written, value)

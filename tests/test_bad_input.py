@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdbench import cli, datasets
-from kdbench.config import expand
-from kdbench.engine.runner import run_folder
+from kdbench.config import expand, run_folder
 from kdbench.hashing import file_digest
 from kdbench.results import record as records
 from kdbench.results.record import Record

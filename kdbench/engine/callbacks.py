@@ -1,8 +1,9 @@
-"""Lightning callbacks of the protocol: streams per epoch, selection on validation, curves, progress."""
+"""Lightning callbacks of the protocol: streams per epoch, selection on validation, curves, progress, checkpoints."""
 
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kdbench.engine.seeds import axis
+from kdbench.errors import StoppedError
 from kdbench.hashing import write_atomic
+
+stop_asked = threading.Event()
+"""Set, from a signal handler say, to end what is being trained after its epoch, with a checkpoint."""
 
 
 class StepStreams(pl.Callback):
@@ -103,6 +109,28 @@ class Progress(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(f"val/{self.metric}")
         self.report(trainer.current_epoch + 1, trainer.max_epochs or 0, None if value is None else float(value))
+
+
+class Checkpoints(ModelCheckpoint):
+    """``folder/last.ckpt`` every ``every`` epochs, and once more when :data:`stop_asked` is set, which ends the fit.
+
+    Of several processes all stop after the same epoch, whichever was asked. Raises :class:`StoppedError`.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            every_n_epochs=every,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.strategy.reduce_boolean_decision(stop_asked.is_set(), all=False):
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+            raise StoppedError(f"Stopped after epoch {trainer.current_epoch + 1}; the checkpoint is written.")
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
-from kdbench.engine.callbacks import AtomicCheckpoints, StepStreams
+from kdbench.engine.callbacks import AtomicCheckpoints, Checkpoints, StepStreams
 from kdbench.options import Trainer
 
 
@@ -24,15 +23,10 @@ def fit(
 ) -> torch.device:
     """Train for ``epochs``, from ``folder/last.ckpt`` if there is one; the device that it ran on.
 
-    Raises KeyboardInterrupt where Lightning turned one into an exit.
+    Raises :class:`StoppedError` after ``callbacks.stop_asked`` was set, and KeyboardInterrupt where Lightning turned
+    one into an exit.
     """
-    checkpoint = ModelCheckpoint(
-        dirpath=folder,
-        filename="last",
-        every_n_epochs=options.checkpoint_every_n_epochs,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    checkpoint = Checkpoints(folder, options.checkpoint_every_n_epochs)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=options.accelerator,

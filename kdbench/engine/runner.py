@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from kdbench.catalog import family_module, method
-from kdbench.config import RunConfig
+from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, Progress, Selection
+from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
 from kdbench.engine.distributed import rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
@@ -34,7 +34,7 @@ from kdbench.hashing import digest, write_atomic
 from kdbench.results import record as records
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -70,11 +70,6 @@ class Outcome:
     record: records.Record
     folder: Path
     reused: bool
-
-
-def run_folder(root: Path, config: RunConfig) -> Path:
-    """``<root>/<task>/<method>/<first 16 digits of the config hash>``."""
-    return root / config.task / config.method / config.hash[:16]
 
 
 def finished(root: Path, config: RunConfig) -> records.Record | None:
@@ -130,6 +125,27 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
+
+
+def is_first() -> bool:
+    """Whether we are the only process of this run, or the first of several: the one that writes its record."""
+    return rank() == 0
+
+
+def stop() -> None:
+    """End what is being trained after its epoch, with a checkpoint and :class:`StoppedError`; for signal handlers."""
+    stop_asked.set()
+
+
+def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
+    """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
+    session = Session(config, root, run_folder(root, config), reporter)
+    taught = session.method.teacher == "frozen"
+    for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:
+        reporter.stage(stage.name)
+        session.store.ensure(stage)
+    if taught:
+        session.task.teacher()
 
 
 def _forget(folder: Path) -> None:

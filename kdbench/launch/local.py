@@ -53,6 +53,23 @@ def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return list(planned.values())
 
 
+def progress_bars() -> Progress:
+    """Bars on a terminal's stderr, for tasks with a field ``told``; elsewhere nothing but what is printed."""
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        refresh_per_second=5,
+    )
+
+
 class Bars:
     """Progress on a terminal: all runs, and the epochs of the one at work. Elsewhere one line a run.
 
@@ -61,19 +78,8 @@ class Bars:
 
     def __init__(self, configs: Sequence[RunConfig]) -> None:
         self.shared = set.intersection(*(set(config.overrides) for config in configs)) if configs else set()
-        self.console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-            refresh_per_second=5,
-        )
+        self.progress = progress_bars()
+        self.console = self.progress.console
         self.all = self.progress.add_task("runs", total=len(configs), told="")
         self.now = self.progress.add_task("", total=None, told="")
 
@@ -118,7 +124,7 @@ def launch(configs: Sequence[RunConfig], root: Path) -> Report:
     """Do the runs in order. A run that fails is reported and the next one begins; a full disk stops them all."""
     for family in {config.family for config in configs}:
         require_extra(family)
-    _prepare(root)
+    ready(root)
     report = Report()
     with Bars(configs) as bars:
         from kdbench.engine.runner import run
@@ -141,7 +147,7 @@ def launch(configs: Sequence[RunConfig], root: Path) -> Report:
     return report
 
 
-def _prepare(root: Path) -> None:
+def ready(root: Path) -> None:
     """Make the folder of runs, and a file in it that goes at once: a folder of no use is refused before any work."""
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,300 @@
+"""Commands for sweeps: many runs under one name, on this machine or a SLURM cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kdbench.cli_options import json_option, print_json, print_runs, print_tables, runs_option
+from kdbench.errors import KdbenchError, UsageError
+
+if TYPE_CHECKING:
+    from kdbench.launch.status import RunStatus
+    from kdbench.launch.sweep import Run, Sweep
+
+name_argument = click.argument("name", metavar="SWEEP")
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE…|FILE")
+@runs_option
+@json_option
+@click.option("--dry-run", is_flag=True, help="Print the runs and start none.")
+@click.option("--wait", is_flag=True, help="With launcher=slurm: stay until all runs ended, then print the tables.")
+@click.option("--part", metavar="I/N", help="Do every N-th run from the I-th on (from 0): arrays submitted by hand.")
+def sweep(words: tuple[str, ...], runs: Path, as_json: bool, dry_run: bool, wait: bool, part: str | None) -> None:
+    """Do many runs: every combination of the values, or the lines of a sweep file.
+
+    Runs that are done are not started again; those that were killed go on from their last checkpoint. The exit code is
+    1 when a run failed.
+
+    \b
+    kdbench sweep task=gnn method=alone,kd,lingugkd seed=0..9
+    kdbench sweep task=gnn method=alone,kd seed=0..9 launcher=local local.workers=2 name=first
+    kdbench sweep task=gnn/cora_text method=lingugkd seed=0..9 launcher=slurm profile=slurm/gpu.yaml slurm.time=30
+    kdbench sweep slurm/example.yaml --dry-run
+    """
+    from kdbench.launch import sweep as sweeps
+
+    asked = sweeps.from_words(words, runs)
+    chosen = _part(list(asked.runs.values()), part)
+    if dry_run:
+        print_runs(chosen, as_json)
+        return
+    _start(asked, chosen, as_json, wait)
+
+
+def _part(runs: list[Run], part: str | None) -> list[Run]:
+    if part is None:
+        return runs
+    first, slash, count = part.partition("/")
+    if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise UsageError(f"--part {part}: it is I/N with I from 0 to N - 1, such as 3/10.")
+    return runs[int(first) :: int(count)]
+
+
+def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool) -> None:
+    """Start what is neither done nor at work, and end with the tables unless the cluster goes on by itself."""
+    from kdbench.launch import slurm
+    from kdbench.launch.local import ready
+    from kdbench.launch.status import statuses
+
+    on_cluster = asked.launcher == "slurm"
+    if on_cluster:
+        slurm.require()
+    ready(asked.root)
+    asked.save()
+    known = {told.hash: told for told in statuses(asked)}
+    left = [r for r in chosen if known[r.hash].phase != "done" and not (on_cluster and known[r.hash].active)]
+    _say(f"Sweep '{asked.name}': {len(chosen)} runs, {len(left)} to do.")
+    if not on_cluster:
+        _pool(asked, left)
+    elif left:
+        slurm.submit(asked, left, _say)
+    if not on_cluster or wait:
+        if on_cluster:
+            _watch(asked)
+        _finish(asked, chosen, as_json)
+    elif as_json:
+        print_json({"sweep": asked.name, "submitted": [run.hash for run in left]})
+    else:
+        _say(f"How it goes: kdbench status {asked.name} --runs {asked.root}")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _pool(asked: Sweep, left: Sequence[Run]) -> None:
+    from kdbench.launch import pool
+    from kdbench.launch.local import progress_bars
+    from kdbench.launch.sweep import labels
+
+    named = labels(asked.runs.values())
+    with progress_bars() as bars:
+        total = bars.add_task("runs", total=len(left), told="")
+
+        def ended(run: Run, reason: str | None) -> None:
+            bars.advance(total)
+            bars.console.print(f"{named[run.hash]}: {f'FAILED: {reason}' if reason else 'done'}", soft_wrap=True)
+
+        pool.launch(asked, left, ended)
+
+
+def _watch(asked: Sweep) -> None:
+    """Stay until no run is queued or at work, saying what changes."""
+    from kdbench.launch.status import counts, statuses
+
+    before, began = "", time.monotonic()
+    while True:
+        found = statuses(asked)
+        told = ", ".join(f"{number} {phase}" for phase, number in counts(found).items())
+        if told != before:
+            _say(told)
+        if not any(one.active for one in found):
+            return
+        before = told
+        time.sleep(min(30.0, 1 + (time.monotonic() - began) / 30))  # a cluster's controller serves others too
+
+
+def _finish(asked: Sweep, chosen: Sequence[Run], as_json: bool) -> None:
+    """Print the tables; raise for runs that came to nothing."""
+    from kdbench.config import run_folder
+    from kdbench.launch.states import record_of
+    from kdbench.launch.status import statuses
+
+    wanted = {run.hash for run in chosen}
+    found = [told for told in statuses(asked) if told.hash in wanted]
+    done = [asked.runs[told.hash] for told in found if told.phase == "done"]
+    records = [record for run in done if (record := record_of(asked.root, run))]
+    print_tables(records, as_json, [run_folder(asked.root, run) for run in done])
+    missing = [told for told in found if told.phase != "done"]
+    if missing:
+        listed = [f"{one.command.removeprefix('kdbench run ')}: {one.phase}: {one.detail}" for one in missing]
+        raise KdbenchError("\n  ".join([f"{len(missing)} of {len(found)} runs have no result:", *listed]))
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]")
+@runs_option
+@json_option
+@click.option("--watch", is_flag=True, help="Stay, and show what changes until all runs ended.")
+@click.option("--all", "every", is_flag=True, help="List runs that are pending or done too.")
+def status(name: str | None, runs: Path, as_json: bool, watch: bool, every: bool) -> None:
+    """How a sweep goes, run by run: pending, running with its progress, done, failed with the reason, or lost.
+
+    Without a name: all sweeps.
+
+    \b
+    kdbench status
+    kdbench status first --watch
+    kdbench status first --json
+    """
+    from kdbench.launch import sweep as sweeps
+    from kdbench.launch.status import counts, statuses
+
+    if name is None:
+        found = {one: counts(statuses(sweeps.load(one, runs))) for one in sweeps.names(runs)}
+        if as_json:
+            print_json(found)
+            return
+        for one, numbers in found.items():
+            click.echo(f"{one}: {_told(numbers)}")
+        if not found:
+            click.echo(f"No sweep under {runs}.")
+        return
+    asked = sweeps.load(name, runs)
+    if watch:
+        _watch(asked)
+    told = statuses(asked)
+    if as_json:
+        print_json({"sweep": name, "counts": counts(told), "runs": [one.to_json() for one in told]})
+    else:
+        _table(asked, told, every)
+
+
+def _told(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {phase}" for phase, number in numbers.items())
+
+
+def _table(asked: Sweep, told: Sequence[RunStatus], every: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from kdbench.launch.status import counts
+    from kdbench.launch.sweep import labels
+
+    click.echo(f"{asked.name}: {_told(counts(told))}")
+    shown = [one for one in told if every or one.phase not in ("done", "pending")]
+    if not shown:
+        return
+    named = labels(asked.runs.values())
+    table = Table("run", "hash", "phase", "job", "", box=None, padding=(0, 2, 0, 0))
+    for one in shown:
+        table.add_row(*map(Text, (named[one.hash], one.hash[:16], one.phase, one.job or "", one.detail)))
+    console = Console()
+    Console(width=max(console.width, 140) if not console.is_terminal else None).print(table)
+
+
+@click.command()
+@name_argument
+@runs_option
+@json_option
+@click.option("--wait", is_flag=True, help="On a cluster: stay until all runs ended.")
+def retry(name: str, runs: Path, as_json: bool, wait: bool) -> None:
+    """Start those runs of a sweep again that failed or were lost; the others are left alone.
+
+    \b
+    kdbench retry first
+    """
+    from kdbench.launch import sweep as sweeps
+    from kdbench.launch.status import statuses
+
+    asked = sweeps.load(name, runs)
+    again = [asked.runs[one.hash] for one in statuses(asked) if one.phase in ("failed", "lost")]
+    if not again:
+        click.echo(f"No run of '{name}' failed or was lost.")
+        return
+    _start(asked, again, as_json, wait)
+
+
+@click.command()
+@name_argument
+@runs_option
+@json_option
+def cancel(name: str, runs: Path, as_json: bool) -> None:
+    """Stop a sweep: queued runs are taken back, those at work stop, on this machine with a checkpoint.
+
+    \b
+    kdbench cancel first
+    """
+    from kdbench.launch import pool, slurm
+    from kdbench.launch import sweep as sweeps
+
+    asked = sweeps.load(name, runs)
+    jobs = slurm.submitted(asked)
+    cancelled, stopped = slurm.cancel(jobs) if jobs else [], pool.stop(asked.folder)
+    if as_json:
+        print_json({"jobs": cancelled, "processes": stopped})
+    else:
+        click.echo(f"Cancelled {len(cancelled)} jobs; told {len(stopped)} processes to stop.")
+
+
+@click.command()
+@name_argument
+@runs_option
+@json_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the records.")
+def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
+    """Copy the records that a sweep has so far, as TASK/METHOD/HASH.json: what a leaderboard is built from.
+
+    \b
+    kdbench collect first -o records
+    """
+    from kdbench.launch import sweep as sweeps
+    from kdbench.launch.states import record_of
+    from kdbench.results import store
+
+    asked = sweeps.load(name, runs)
+    written = []
+    for run in asked.runs.values():
+        record = record_of(asked.root, run)
+        if record is not None and record.status == "done":
+            path = output / run.task / run.method / f"{run.hash[:16]}.json"
+            store.write(record, path)
+            written.append(str(path))
+    if as_json:
+        print_json({"records": written, "runs": len(asked.runs)})
+    else:
+        click.echo(f"{len(written)} records of {len(asked.runs)} runs in {output}")
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@runs_option
+@click.option("--sweep", "name", help="Of this sweep; else of the sweep that worked on it last.")
+def logs(run: str, runs: Path, name: str | None) -> None:
+    """Print the log of a run, which is named by its hash as 'kdbench status' shows it, or the beginning of it.
+
+    \b
+    kdbench logs 3f2a91
+    """
+    from kdbench.launch import sweep as sweeps
+    from kdbench.launch.status import log_files
+
+    found = log_files(runs, [name] if name else sweeps.names(runs), run)
+    if not found:
+        raise UsageError(f"No sweep under {runs} has a log of a run '{run}'.")
+    several = sorted({key[:16] for key, _ in found})
+    if len(several) > 1:
+        raise UsageError(f"'{run}' is the beginning of several runs: {', '.join(several)}.")
+    newest = max((path for _, path in found), key=lambda path: path.stat().st_mtime)
+    click.echo(newest.read_text(errors="replace"), nl=False)
+
+
+COMMANDS = (sweep, status, retry, cancel, collect, logs)

@@ -1,0 +1,267 @@
+"""A sweep: many runs under one name, where they are launched, and the folder that remembers it.
+
+``<runs>/sweeps/<name>/`` holds ``sweep.json`` (what was asked), ``jobs.json`` (what was submitted), a state file for
+each run, and logs. Results are in the run folders, where every other command finds them too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from kdbench.config import RunConfig, expand
+from kdbench.errors import UsageError, unknown
+from kdbench.hashing import digest, write_atomic
+from kdbench.marked_yaml import read_yaml
+from kdbench.options import build
+from kdbench.overrides import parse_overrides
+
+
+@dataclass(frozen=True)
+class Local:
+    """Worker processes on this machine. Set as ``local.OPTION=VALUE``."""
+
+    workers: Annotated[int, Gt(0)] = 1
+    """Runs at a time."""
+    threads: Annotated[int, Ge(0)] = 0
+    """Threads a worker computes with; 0 shares the processor cores evenly."""
+    retries: Annotated[int, Ge(0)] = 1
+    """How often a run whose process died is started again."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What each run asks of a SLURM cluster. Set as ``slurm.OPTION=VALUE`` or in the file that ``profile=`` names."""
+
+    partition: str | None = None
+    """Partition; null for the cluster's default."""
+    account: str | None = None
+    """Account that is charged."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that a node must have, such as a100."""
+    time: Annotated[int, Gt(0)] = 60
+    """Minutes a run may take at a stretch; then it is checkpointed and queued again."""
+    memory: str = "8GB"
+    """Memory of each node."""
+    cpus: Annotated[int, Gt(0)] = 2
+    """Processor cores of each process."""
+    gpus: Annotated[int, Ge(0)] = 0
+    """GPUs of each node; a run with trainer.accelerator=gpu asks for trainer.devices of them."""
+    throttle: Annotated[int, Gt(0)] = 50
+    """Runs of one array that may be at work at a time (the % of --array)."""
+    signal: Annotated[int, Gt(0)] = 90
+    """Seconds before the time limit at which a run is told to checkpoint: longer than an epoch."""
+    requeues: Annotated[int, Ge(0)] = 10
+    """How often a run may be queued again after its time limit."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before a run, such as "module load cuda"."""
+    python: str | None = None
+    """Python command on the nodes; null for the one that submits."""
+    sbatch: dict[str, str] = field(default_factory=dict)
+    """Further sbatch options, such as {nice: "100"}."""
+
+
+LAUNCHERS = ("local", "slurm")
+KEYS = ("name", "launcher", "profile")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What planning needs to know of a run; the command says the rest."""
+
+    hash: str
+    task: str
+    method: str
+    command: str
+    epochs: int
+    nodes: int
+    processes: int
+    """Processes a node."""
+    gpu: bool
+    """Whether it asked for GPUs."""
+    pairing: str
+    """Runs of one pairing may share stages."""
+    teacher: str | None
+    """Settings of the frozen or moving teacher; None without one."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Run:
+        """The run of a config."""
+        trainer = config.trainer
+        taught = " ".join(w for w in config.overrides if w.startswith("teacher.")) if config.teacher else None
+        where = trainer.max_epochs, trainer.num_nodes, trainer.devices, trainer.accelerator == "gpu"
+        return cls(config.hash, config.task, config.method, config.command, *where, config.pairing, taught)
+
+    def config(self) -> RunConfig:
+        """The run, resolved. Raises :class:`UsageError` when this version of kdbench resolves its command otherwise."""
+        config = expand(shlex.split(self.command)[2:])[0]
+        if config.hash != self.hash:
+            raise UsageError(f"This version of kdbench makes another run of '{self.command}'; submit the sweep anew.")
+        return config
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was asked: the runs in order, and how they are launched."""
+
+    name: str
+    root: Path
+    runs: Mapping[str, Run]
+    """The runs by config hash, in order."""
+    launcher: Literal["local", "slurm"] = "local"
+    local: Local = field(default_factory=Local)
+    slurm: Slurm = field(default_factory=Slurm)
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep keeps what it knows."""
+        return sweeps_folder(self.root) / self.name
+
+    def save(self) -> None:
+        """Write ``sweep.json``."""
+        asked = {
+            "name": self.name,
+            "launcher": self.launcher,
+            "local": asdict(self.local),
+            "slurm": asdict(self.slurm),
+            "runs": [asdict(run) for run in self.runs.values()],
+        }
+        write_atomic(self.folder / "sweep.json", json.dumps(asked) + "\n")
+
+
+def sweeps_folder(root: Path) -> Path:
+    """Where sweeps are kept below the folder of runs."""
+    return root / "sweeps"
+
+
+def from_words(words: Sequence[str], root: Path) -> Sweep:
+    """The sweep that ``key=value`` words ask for, or a YAML file and words that change how it is launched.
+
+    Raises :class:`UsageError` for what cannot be read, with the nearest valid name.
+    """
+    file = next((word for word in words if "=" not in word), None)
+    if file is None:
+        mine, grid = _split(words)
+        return _sweep(mine, [grid], root)
+    mine, grid = _split([word for word in words if word is not file])
+    if grid:
+        valid = ", ".join([*KEYS, "local.OPTION", "slurm.OPTION"])
+        raise UsageError(f"Runs are named in {file}; on the command line beside it go {valid} alone.")
+    told, grids = _read(Path(file))
+    return _sweep({**told, **mine}, grids, root)
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Words about launching, parsed, and words about runs."""
+
+    def launching(word: str) -> bool:
+        key = word.partition("=")[0]
+        return key in KEYS or key.startswith(("local.", "slurm."))
+
+    mine = parse_overrides([word for word in words if launching(word)])
+    for override in mine:
+        if len(override.values) > 1:
+            raise UsageError(f"'{override.key}' takes one value.")
+    return {o.key: o.values[0] for o in mine}, [word for word in words if not launching(word)]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[list[str]]]:
+    """A sweep file: ``runs`` (a list of lines in the grammar of the command line) and how they are launched."""
+    if not path.is_file():
+        raise UsageError(f"There is no sweep file '{path}'; runs are asked for as key=value.")
+    content = _mapping(path)
+    valid = ["runs", *KEYS, *LAUNCHERS]
+    for key in content:
+        if key not in valid:
+            raise UsageError(f"{path}: {unknown('key', str(key), valid)}")
+    lines = content.get("runs")
+    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
+        raise UsageError(f"{path}: 'runs' is a list of lines such as 'task=gnn method=alone,kd seed=0..9'.")
+    told: dict[str, Any] = {key: content[key] for key in KEYS if key in content}
+    told.setdefault("name", path.stem)
+    for launcher in LAUNCHERS:
+        options = content.get(launcher, {})
+        if not isinstance(options, dict):
+            raise UsageError(f"{path}: '{launcher}' should be a mapping of options to values.")
+        told |= {f"{launcher}.{key}": value for key, value in options.items()}
+    return told, [shlex.split(line) for line in lines]
+
+
+def _sweep(told: Mapping[str, Any], grids: Sequence[Sequence[str]], root: Path) -> Sweep:
+    every = [Run.of(config) for grid in grids for config in expand(grid)]
+    runs = {run.hash: run for run in every}
+    launcher = told.get("launcher", "local")
+    if launcher not in LAUNCHERS:
+        raise unknown("launcher", str(launcher), LAUNCHERS)
+    name = str(told.get("name", digest(sorted(runs))[:12]))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise UsageError(f"name={name}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
+    profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
+    own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
+    return Sweep(
+        name,
+        root,
+        runs,
+        launcher,
+        build(Local, own["local"], "local"),
+        build(Slurm, {**profile, **own["slurm"]}, "slurm"),
+    )
+
+
+def _profile(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"There is no profile '{path}'.")
+    return _mapping(path)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content, _ = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: should be a mapping of keys to values.")
+    return content
+
+
+def load(name: str, root: Path) -> Sweep:
+    """The sweep of that name. Raises :class:`UsageError` with the nearest name when there is none."""
+    path = sweeps_folder(root) / name / "sweep.json"
+    if not path.is_file():
+        raise unknown(f"sweep under {root}", name, names(root))
+    asked = json.loads(path.read_text())
+    runs = [Run(**run) for run in asked["runs"]]
+    options = build(Local, asked["local"], "local"), build(Slurm, asked["slurm"], "slurm")
+    return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
+
+
+def names(root: Path) -> list[str]:
+    """The sweeps that there are."""
+    return sorted(path.parent.name for path in sweeps_folder(root).glob("*/sweep.json"))
+
+
+def shared(runs: Sequence[Run]) -> list[list[Run]]:
+    """For each pairing of several runs one run with each of its teachers: what they share is worth doing first."""
+    pairings: dict[str, list[Run]] = {}
+    for run in runs:
+        pairings.setdefault(run.pairing, []).append(run)
+    several = (members for members in pairings.values() if len(members) > 1)
+    return [list({run.teacher: run for run in members}.values()) for members in several]
+
+
+def labels(runs: Iterable[Run]) -> dict[str, str]:
+    """A short name for each run by its hash: the words of its command that not all share, and its seed."""
+    words = {run.hash: shlex.split(run.command)[2:] for run in runs}
+    common = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
+    plain = ("task=", "method=", "scale=")
+
+    def short(word: str) -> str:
+        return word.partition("=")[2] if word.startswith(plain) else word
+
+    return {key: " ".join(short(word) for word in told if word not in common) for key, told in words.items()}

@@ -1,0 +1,134 @@
+"""What a sweep is asked for and remembers: words, files, profiles, errors, names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdbench.errors import UsageError
+from kdbench.launch import sweep as sweeps
+from kdbench.launch.sweep import from_words, labels, load, names, shared
+
+WORDS = ["task=gnn", "method=alone,kd,lingugkd", "seed=0..2"]
+
+
+def test_words_make_every_combination_named_by_its_hash(tmp_path: Path) -> None:
+    asked = from_words(WORDS, tmp_path)
+    assert len(asked.runs) == 9 and asked.launcher == "local"
+    assert all(run.config().hash == key == run.hash for key, run in asked.runs.items())
+    assert [run.method for run in asked.runs.values()] == 3 * ["alone", "kd", "lingugkd"]
+
+
+def test_the_same_runs_have_the_same_name_however_they_are_written(tmp_path: Path) -> None:
+    other = from_words(["seed=0,2,1", "method=kd,lingugkd,alone", "task=gnn", "launcher=slurm"], tmp_path)
+    assert other.name == from_words(WORDS, tmp_path).name
+    assert from_words([*WORDS[:2], "seed=0..3"], tmp_path).name != other.name
+
+
+def test_a_sweep_is_read_as_it_was_written(tmp_path: Path) -> None:
+    words = [*WORDS, "name=first", "launcher=slurm", "slurm.time=7", "slurm.setup=[module load a,b]", "local.workers=2"]
+    asked = from_words(words, tmp_path)
+    asked.save()
+    assert load("first", tmp_path) == asked
+    assert names(tmp_path) == ["first"]
+    assert asked.slurm.setup == ("module load a", "b")
+
+
+def test_a_file_names_runs_and_how_they_are_launched(tmp_path: Path) -> None:
+    profile, file = tmp_path / "gpu.yaml", tmp_path / "cora.yaml"
+    profile.write_text("partition: gpu\ntime: 30\n")
+    lines = ["task=gnn method=alone seed=0..1", "task=gnn method=kd seed=1", "task=gnn method=alone seed=1"]
+    runs = "".join(f"  - {line}\n" for line in lines)
+    file.write_text(f"runs:\n{runs}launcher: slurm\nprofile: {profile}\nslurm: {{time: 40, gpus: 1}}\n")
+    asked = from_words([str(file), "slurm.gpus=2"], tmp_path)
+    assert asked.name == "cora" and len(asked.runs) == 3
+    assert (asked.slurm.partition, asked.slurm.time, asked.slurm.gpus) == ("gpu", 40, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["task=gnn", "method=alone", "launcher=slrum"], "Did you mean 'slurm'"),
+        (["task=gnn", "method=alone", "local.wrkers=2"], "Did you mean 'workers'"),
+        (["task=gnn", "method=alone", "slurm.time=0"], "slurm.time=0"),
+        (["task=gnn", "method=alone", "slurm.time=1,2"], "takes one value"),
+        (["task=gnn", "method=alon"], "Did you mean 'alone'"),
+        (["task=gnn", "method=alone", "name=../up"], "name=../up"),
+        (["task=gnn", "method=alone", "profile=none.yaml"], "no profile"),
+        (["nothing.yaml"], "no sweep file 'nothing.yaml'"),
+        (["method=alone"], "'task=…' is missing"),
+    ],
+)
+def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said.replace("(", r"\(").replace("…", ".")):
+        from_words(words, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: [a]", "Did you mean 'runs'"),
+        ("runs: {}", "'runs' is a list of lines"),
+        ("runs: [1]", "'runs' is a list of lines"),
+        ("runs: ['task=gnn method=alone']\nslurm: {tme: 3}", "Did you mean 'time'"),
+        ("[1]", "a mapping"),
+        ("", "a mapping"),
+    ],
+)
+def test_a_faulty_file_is_named(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "faulty.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        from_words([str(file)], tmp_path)
+
+
+def test_runs_beside_a_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("runs: ['task=gnn method=alone']")
+    with pytest.raises(UsageError, match="Runs are named in"):
+        from_words([str(file), "seed=3"], tmp_path)
+
+
+def test_an_unknown_sweep_is_told_with_the_nearest(tmp_path: Path) -> None:
+    from_words([*WORDS, "name=first"], tmp_path).save()
+    with pytest.raises(UsageError, match="Did you mean 'first'"):
+        load("frist", tmp_path)
+
+
+def test_a_run_that_is_another_today_is_refused(tmp_path: Path) -> None:
+    (run,) = from_words(["task=gnn", "method=alone"], tmp_path).runs.values()
+    with pytest.raises(UsageError, match="makes another run"):
+        sweeps.Run(**{**vars(run), "hash": "0" * 64}).config()
+
+
+def test_what_several_runs_share_is_named_once(tmp_path: Path) -> None:
+    words = ["task=gnn", "method=alone,kd,lingugkd", "control=none,shuffled_teacher", "seed=0..1"]
+    groups = shared(list(from_words(words, tmp_path).runs.values()))
+    assert len(groups) == 2, "one for each seed"
+    assert all(len(group) == 2 for group in groups), "one run with the teacher and one without"
+    alone = from_words(["task=gnn", "method=alone", "seed=0..9"], tmp_path)
+    assert shared(list(alone.runs.values())) == []
+    teachers = from_words(["task=gnn", "method=kd,lingugkd", "teacher.source=tfidf,minilm"], tmp_path)
+    assert [len(group) for group in shared(list(teachers.runs.values()))] == [2]
+
+
+def test_labels_leave_out_what_all_share(tmp_path: Path) -> None:
+    told = labels(
+        from_words(["task=gnn", "method=alone,kd", "seed=3,4", "trainer.max_epochs=2"], tmp_path).runs.values()
+    )
+    assert sorted(told.values()) == ["alone seed=3", "alone seed=4", "kd seed=3", "kd seed=4"]
+
+
+def test_ten_thousand_runs_are_planned_by_resolving_each_combination_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdbench import config
+
+    resolved = []
+    resolve = config.resolve
+    monkeypatch.setattr(config, "resolve", lambda chosen: resolved.append(chosen) or resolve(chosen))
+    asked = from_words(["task=gnn", "method=alone,kd", "seed=0..4999"], tmp_path)
+    assert len(asked.runs) == 10_000 and len(resolved) == 2
+    assert [run.config().seed for run in list(asked.runs.values())[-2:]] == [4999, 4999]
