@@ -1,0 +1,215 @@
+"""A sweep on this machine: its commands, a poisoned run, workers that are killed, a stop, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdbench import cli
+from kdbench.config import run_folder
+from kdbench.launch import states
+from kdbench.launch.sweep import Sweep, from_words, load
+from kdbench.results import record as records
+
+QUICK = ["trainer.max_epochs=2"]
+POISON = "optimizer.name=sgd optimizer.lr=1e30 trainer.max_epochs=2"
+
+
+def kdbench(*words: str | Path, runs: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kdbench.cli", *map(str, words), "--runs", str(runs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def numbers(asked: Sweep) -> dict[str, Any]:
+    """What a run's result is, by hash: all but times and the machine."""
+    found = {}
+    for key, run in asked.runs.items():
+        record = states.record_of(asked.root, run)
+        assert record is not None and record.status == "done", run.command
+        assert record.metrics and record.selection
+        found[key] = (record.metrics, record.predictions, record.selection, record.curves)
+    return found
+
+
+def uninterrupted(words: list[str], root: Path) -> dict[str, Any]:
+    assert cli.entry(["sweep", *words, "--runs", str(root)]) == 0
+    return numbers(from_words(words, root))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def one_poisoned(tmp_path: Path) -> Path:
+    file = tmp_path / "poisoned.yaml"
+    runs = [f"task=gnn method=alone,kd seed=0..2 {QUICK[0]}", f"task=gnn method=alone seed=7 {POISON}"]
+    file.write_text(json.dumps({"runs": runs, "local": {"workers": 2}}))
+    return file
+
+
+@pytest.mark.slow
+def test_one_poisoned_run_is_named_and_stops_no_other(
+    one_poisoned: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    assert cli.entry(["sweep", str(one_poisoned), "--runs", str(runs)]) == 1
+    told = capfd.readouterr()
+    assert "1 of 7 runs have no result" in told.err and "seed=7" in told.err and "not finite" in told.err
+    assert "alone" in told.out and "kd" in told.out, "the table of the others"
+
+    assert cli.entry(["status", "poisoned", "--runs", str(runs), "--json"]) == 0
+    status = json.loads(capfd.readouterr().out)
+    assert status["counts"] == {"done": 6, "failed": 1}
+    (failed,) = (run for run in status["runs"] if run["phase"] == "failed")
+    assert "not finite" in failed["detail"] and "seed=7" in failed["command"]
+
+    assert cli.entry(["collect", "poisoned", "-o", str(out), "--runs", str(runs)]) == 0
+    assert "6 records of 7 runs" in capfd.readouterr().out
+    assert cli.entry(["validate", str(out)]) == 0
+    capfd.readouterr()
+
+    assert cli.entry(["logs", failed["hash"][:10], "--runs", str(runs)]) == 0
+    assert "NonFiniteLossError" in capfd.readouterr().out
+
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("record.json") if "1e30" not in path.read_text()}
+    assert cli.entry(["retry", "poisoned", "--runs", str(runs)]) == 1
+    assert "1 runs, 1 to do" in capfd.readouterr().err
+    done = {path for path in times if records.loads(path.read_bytes(), path).status == "done"}
+    assert len(done) == 6 and all(path.stat().st_mtime_ns == times[path] for path in done), "the others stayed"
+
+
+def test_a_sweep_that_is_done_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "task=gnn", "method=alone", *QUICK, "name=again", "--runs", str(tmp_path)]
+    assert cli.entry(words) == 0
+    assert "1 runs, 1 to do" in capfd.readouterr().err
+    assert cli.entry(words) == 0
+    told = capfd.readouterr()
+    assert "1 runs, 0 to do" in told.err and "alone" in told.out
+    (state,) = (tmp_path / "sweeps" / "again" / "states").iterdir()
+    assert json.loads(state.read_text())["attempt"] == 1
+    assert cli.entry(["retry", "again", "--runs", str(tmp_path)]) == 0
+    assert "No run of 'again' failed or was lost" in capfd.readouterr().out
+
+
+def test_parts_of_a_sweep_are_disjoint_and_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "task=gnn", "method=alone,kd", "seed=0..4", "--dry-run", "--json", "--runs", str(tmp_path)]
+    seen: list[str] = []
+    for part in range(3):
+        assert cli.entry([*words, "--part", f"{part}/3"]) == 0
+        seen += [run["hash"] for run in json.loads(capfd.readouterr().out)]
+    assert sorted(seen) == sorted(from_words(words[1:4], tmp_path).runs)
+    for wrong in ("3/3", "1", "a/b", "-1/3"):
+        assert cli.entry([*words, "--part", wrong]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Sweep]]:
+    """A sweep of one long run at work, past its first epochs."""
+    words = ["task=gnn", "method=alone", "trainer.max_epochs=100000", "name=long"]
+    process = kdbench("sweep", *words, runs=tmp_path)
+    asked = from_words(words, tmp_path)
+    (key,) = asked.runs
+    path = states.state_path(asked.folder, key)
+
+    def at_work() -> bool:
+        assert process.poll() is None, process.communicate()
+        state = states.read(path)
+        return state is not None and state.epoch > 3
+
+    wait_for(at_work)
+    yield process, asked
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_cancel_leaves_a_checkpoint_that_retry_goes_on_from(
+    started: tuple[subprocess.Popen[str], Sweep], capfd: pytest.CaptureFixture[str]
+) -> None:
+    process, asked = started
+    (run,) = asked.runs.values()
+    assert cli.entry(["status", "long", "--runs", str(asked.root)]) == 0
+    told = capfd.readouterr().out
+    assert "1 running" in told and "epoch" in told
+    assert cli.entry(["cancel", "long", "--runs", str(asked.root)]) == 0
+    assert "1 processes" in capfd.readouterr().out
+    assert process.wait(60) == 130
+    state = states.read(states.state_path(asked.folder, run.hash))
+    assert state is not None and state.phase == "stopped" and state.epoch > 3
+    assert (run_folder(asked.root, run) / "last.ckpt").exists()
+    assert cli.entry(["status", "long", "--runs", str(asked.root)]) == 0
+    assert "1 lost" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_with_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    words = ["task=gnn", "method=lingugkd", "trainer.max_epochs=60", "name=stopped"]
+    asked = from_words(words, tmp_path / "a")
+    (run,) = asked.runs.values()
+    process = kdbench("sweep", *words, runs=asked.root)
+    path = states.state_path(asked.folder, run.hash)
+    wait_for(lambda: (s := states.read(path)) is not None and s.epoch > 2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) in (0, 130)
+    process.communicate()
+    stopped = states.read(path)
+    assert stopped is not None and stopped.phase == "stopped", stopped
+    assert uninterrupted(words, asked.root) == uninterrupted(words, tmp_path / "b")
+    again = states.read(path)
+    assert again is not None and again.attempt == 2
+
+
+KILLS = 50
+
+
+def at_work(asked: Sweep) -> list[states.State]:
+    """The runs that a process is at, as their state files tell."""
+    found = (states.read(states.state_path(asked.folder, key)) for key in asked.runs)
+    return [state for state in found if state is not None and state.phase == "running"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fifty_kills_lose_no_finished_run_and_change_no_number(tmp_path: Path) -> None:
+    """Fifty times the process of a run is killed at a random moment of it. What is done stays, the rest is resumed."""
+    words = ["task=gnn", "method=alone,kd,lingugkd", "seed=0..4", "trainer.checkpoint_every_n_epochs=5"]
+    launched = [*words, "local.workers=2", f"local.retries={KILLS}", "name=killed"]
+    chance = random.Random(0)
+    asked = from_words(launched, tmp_path / "a")
+    process = kdbench("sweep", *launched, runs=asked.root)
+    finished: dict[Path, bytes] = {}
+    killed: set[tuple[int, int]] = set()
+    while len(killed) < KILLS and process.poll() is None:
+        fresh = [state for state in at_work(asked) if (state.pid, state.attempt) not in killed]
+        if not fresh:
+            time.sleep(0.02)
+            continue
+        victim = chance.choice(fresh)
+        time.sleep(chance.uniform(0.0, 1.0))
+        with suppress(ProcessLookupError):
+            os.kill(victim.pid, signal.SIGKILL)
+            killed.add((victim.pid, victim.attempt))
+        now = {path: path.read_bytes() for path in asked.root.glob("gnn/*/*/record.json")}
+        assert all(now.get(path) == content for path, content in finished.items()), "a finished run was lost"
+        finished = now
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert len(killed) == KILLS, "the sweep ended first"
+    assert numbers(asked) == uninterrupted([*words, "local.workers=2"], tmp_path / "b")
+    assert load("killed", asked.root).runs == asked.runs
