@@ -1,0 +1,203 @@
+"""The local cluster is a SLURM like any other: arrays, requeues, time limits, lost nodes. Nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import local_cluster
+import pytest
+from local_cluster import LocalCluster, Shape, Unavailable, temporary
+
+from kdbench.errors import KdbenchError, UsageError
+
+SCRIPT = local_cluster.__file__
+COUNT = "echo start $SLURM_RESTART_COUNT on $SLURMD_NODENAME"
+
+
+def submit(cluster: LocalCluster, folder: Path, script: str, *options: str) -> str:
+    """Submit a batch script that writes ``<job>.log`` or ``<job>_<task>.log`` into the folder; the job's number."""
+    (folder / "job.sh").write_text(f"#!/bin/bash\n{script}\n")
+    name = "%A_%a.log" if any(option.startswith("--array") for option in options) else "%j.log"
+    places = [f"--output={folder}/{name}", f"--chdir={folder}", "--open-mode=append"]
+    return cluster.command("sbatch", "--parsable", *places, *options, str(folder / "job.sh")).strip()
+
+
+def programs() -> dict[int, str]:
+    """The name of every process of the machine that is no zombie."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = place.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        if not rest.split()[0].startswith("Z"):
+            found[int(place.parent.name)] = name
+    return found
+
+
+def started(before: dict[int, str]) -> set[str]:
+    """Names of the processes that are new."""
+    return {name for number, name in programs().items() if number not in before}
+
+
+def test_every_node_is_idle_and_works(cluster: LocalCluster) -> None:
+    assert cluster.states() == dict.fromkeys(["n1", "n2", "n3", "n4"], "idle")
+    names = cluster.command("srun", "-N4", "--ntasks-per-node=1", "sh", "-c", "echo $SLURMD_NODENAME $SLURM_PROCID")
+    assert sorted(names.split("\n")[:4]) == ["n1 0", "n2 1", "n3 2", "n4 3"]
+    assert cluster.command("srun", "hostname") == cluster.command("hostname")
+
+
+def test_an_array_runs_each_task_once_at_its_throttle(cluster: LocalCluster, tmp_path: Path) -> None:
+    script = "date +%s.%N; sleep 0.5; date +%s.%N"
+    job = submit(cluster, tmp_path, script, "--array=0-5%2")
+    cluster.wait_jobs([f"{job}_{task}" for task in range(6)], ["COMPLETED"])
+    spans = [tuple(map(float, (tmp_path / f"{job}_{task}.log").read_text().split())) for task in range(6)]
+    assert all(len(span) == 2 for span in spans)
+    together = [sum(begin <= moment < end for begin, end in spans) for moment, _ in spans]
+    assert max(together) <= 2
+
+
+def test_one_task_of_an_array_is_cancelled(cluster: LocalCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, "[ $SLURM_ARRAY_TASK_ID = 1 ] && sleep 300; echo over", "--array=0-2")
+    cluster.wait_jobs([f"{job}_1"], ["RUNNING"])
+    cluster.command("scancel", f"{job}_1")
+    cluster.wait_jobs([f"{job}_1"], ["CANCELLED"])
+    cluster.wait_jobs([f"{job}_0", f"{job}_2"], ["COMPLETED"])
+    assert "over" not in (tmp_path / f"{job}_1.log").read_text()
+
+
+def test_the_size_of_arrays_is_bounded(cluster: LocalCluster, tmp_path: Path) -> None:
+    assert cluster.shape.max_array_size == 1001
+    with pytest.raises(KdbenchError, match="Invalid job array"):
+        submit(cluster, tmp_path, "true", "--array=0-1001")
+
+
+def test_a_job_that_is_requeued_starts_again(cluster: LocalCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, f"{COUNT}; [ $SLURM_RESTART_COUNT ] || sleep 300; echo over")
+    cluster.wait_jobs([job], ["RUNNING"])
+    cluster.command("scontrol", "requeue", job)
+    cluster.wait_jobs([job], ["COMPLETED"])
+    lines = (tmp_path / f"{job}.log").read_text().splitlines()
+    assert [line for line in lines if line.startswith(("start", "over"))][-2:] == ["start 1 on n1", "over"]
+
+
+@pytest.mark.slow
+def test_an_urgent_job_preempts_and_the_signal_comes_first(cluster: LocalCluster, tmp_path: Path) -> None:
+    # A job that ends by itself once it is warned has failed or is done: SLURM only requeues what it had to kill.
+    wait = "while true; do sleep 300 & wait; done"
+    script = f"{COUNT}; trap 'echo warned' USR1; [ $SLURM_RESTART_COUNT ] || {wait}; echo over"
+    job = submit(cluster, tmp_path, script, "--signal=B:USR1@5", "--exclusive", "-N4", "--requeue")
+    cluster.wait_jobs([job], ["RUNNING"])
+    time.sleep(1)
+    urgent = submit(cluster, tmp_path, "echo urgent", "--partition=urgent")
+    cluster.wait_jobs([urgent, job], ["COMPLETED"])
+    told = (tmp_path / f"{job}.log").read_text()
+    assert "warned" in told and told.endswith("start 1 on n1\nover\n")
+
+
+@pytest.mark.slow
+def test_a_job_of_a_lost_node_is_requeued_and_the_node_comes_back(cluster: LocalCluster, tmp_path: Path) -> None:
+    script = f"{COUNT}; [ $SLURM_RESTART_COUNT ] || sleep 300; echo over"
+    job = submit(cluster, tmp_path, script, "--nodelist=n2")
+    cluster.wait_jobs([job], ["RUNNING"])
+    cluster.node_down("n2", with_jobs=True)
+    assert cluster.processes("n2") == []
+    cluster.wait(["n2"], ["down", "down*"])
+    cluster.node_up("n2")
+    cluster.wait_jobs([job], ["COMPLETED"])
+    assert (tmp_path / f"{job}.log").read_text().endswith("start 1 on n2\nover\n")
+
+
+def test_a_job_outlives_the_daemon_that_started_it(cluster: LocalCluster, tmp_path: Path) -> None:
+    job = submit(cluster, tmp_path, "sleep 4; echo over", "--nodelist=n3")
+    cluster.wait_jobs([job], ["RUNNING"])
+    before = len(cluster.processes("n3"))
+    cluster.node_down("n3")
+    assert len(cluster.processes("n3")) == before - 1
+    cluster.node_up("n3")
+    cluster.wait_jobs([job], ["COMPLETED"])
+    assert (tmp_path / f"{job}.log").read_text() == "over\n"
+
+
+@pytest.mark.slow
+def test_the_time_limit_warns_then_ends_a_job(cluster: LocalCluster, tmp_path: Path) -> None:
+    # SLURM counts limits in minutes, and looks after them twice a minute.
+    script = "trap 'echo warned' USR1; echo start; sleep 300 & wait; wait; echo over"
+    job = submit(cluster, tmp_path, script, "--time=1", "--signal=B:USR1@30")
+    cluster.wait_jobs([job], ["TIMEOUT"], patience=200)
+    told = (tmp_path / f"{job}.log").read_text()
+    assert told.startswith("start\nwarned\n") and "TIME LIMIT" in told and "over" not in told
+
+
+def test_nothing_is_left_after_an_exception(running: LocalCluster, tmp_path: Path) -> None:
+    before = programs()
+    folder = Path("/nowhere")
+    with pytest.raises(ZeroDivisionError), temporary(Shape(nodes=1)) as cluster:
+        folder = cluster.folder
+        job = submit(cluster, tmp_path, "setsid sleep 987 & sleep 988")
+        cluster.wait_jobs([job], ["RUNNING"])
+        end = time.monotonic() + 20
+        while not {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"} <= started(before):
+            assert time.monotonic() < end, started(before)
+            time.sleep(0.1)
+        raise ZeroDivisionError
+    assert not folder.exists()
+    assert not {name for name in started(before) if name.startswith(("slurm", "munge", "sleep"))}
+    assert set(running.states().values()) == {"idle"}  # the other one is as it was
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """An empty folder whose path is short enough for a cluster."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="kd-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def script(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the module as a script."""
+    return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False)
+
+
+def test_the_script_starts_shows_and_stops_a_cluster(running: LocalCluster, short_folder: Path) -> None:
+    assert "no cluster" in script("stop", short_folder).stderr
+    started = script("start", short_folder, "--nodes=2", "--cpus=3", "--max-array-size=11")
+    try:
+        assert started.stdout.startswith(f"export SLURM_CONF={short_folder}/slurm.conf\n"), started.stderr
+        again = script("start", short_folder)
+        assert again.returncode == 2 and "stop it first" in again.stderr
+        told = script("status", short_folder).stdout
+        assert "idle" in told and "n[1-2]" in told
+        configured = LocalCluster(short_folder).command("scontrol", "show", "config")
+        assert "MaxArraySize            = 11\n" in configured
+    finally:
+        stopped = script("stop", short_folder)
+    assert stopped.returncode == 0, stopped.stderr
+    assert [path.name for path in short_folder.iterdir()] == ["log"]
+    assert LocalCluster(short_folder).processes() == []
+
+
+def test_a_folder_in_use_is_left_alone(short_folder: Path) -> None:
+    (short_folder / "state").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"), LocalCluster(short_folder):
+        pass
+    assert (short_folder / "state").read_text() == "mine"
+    with pytest.raises(UsageError, match="characters"), LocalCluster(short_folder / ("long" * 20)):
+        pass
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, short_folder: Path) -> None:
+    monkeypatch.setattr(local_cluster, "SEARCH", str(short_folder))
+    with pytest.raises(Unavailable, match=r"slurmctld.*srun.*apt-get install slurm-wlm munge"), temporary():
+        pass
+
+
+def test_an_unknown_node_is_refused(running: LocalCluster) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'n1'"):
+        running.node_down("n11")
