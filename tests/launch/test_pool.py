@@ -22,8 +22,8 @@ from kdbench.launch import states
 from kdbench.launch.sweep import Sweep, from_words, load
 from kdbench.results import record as records
 
-QUICK = ["trainer.max_epochs=2"]
-POISON = "optimizer.name=sgd optimizer.lr=1e30 trainer.max_epochs=2"
+QUICK = ["trainer.max_epochs=1"]
+POISON = "optimizer.name=sgd optimizer.lr=1e30"
 
 
 def kdbench(*words: str | Path, runs: Path) -> subprocess.Popen[str]:
@@ -57,7 +57,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.fixture
 def one_poisoned(tmp_path: Path) -> Path:
     file = tmp_path / "poisoned.yaml"
-    runs = [f"task=gnn method=alone,kd seed=0..2 {QUICK[0]}", f"task=gnn method=alone seed=7 {POISON}"]
+    runs = [f"task=gnn method=alone seed=0..98 {QUICK[0]}", f"task=gnn method=alone seed=777 {POISON}"]
     file.write_text(json.dumps({"runs": runs, "local": {"workers": 2}}))
     return file
 
@@ -69,28 +69,28 @@ def test_one_poisoned_run_is_named_and_stops_no_other(
     runs, out = tmp_path / "runs", tmp_path / "out"
     assert cli.entry(["sweep", str(one_poisoned), "--runs", str(runs)]) == 1
     told = capfd.readouterr()
-    assert "1 of 7 runs have no result" in told.err and "seed=7" in told.err and "not finite" in told.err
-    assert "alone" in told.out and "kd" in told.out, "the table of the others"
+    assert "1 of 100 runs have no result" in told.err and "seed=777" in told.err and "not finite" in told.err
+    assert "alone" in told.out, "the table of the others"
 
     assert cli.entry(["status", "poisoned", "--runs", str(runs), "--json"]) == 0
     status = json.loads(capfd.readouterr().out)
-    assert status["counts"] == {"done": 6, "failed": 1}
+    assert status["counts"] == {"done": 99, "failed": 1}
     (failed,) = (run for run in status["runs"] if run["phase"] == "failed")
-    assert "not finite" in failed["detail"] and "seed=7" in failed["command"]
+    assert "not finite" in failed["detail"] and "seed=777" in failed["command"]
 
     assert cli.entry(["collect", "poisoned", "-o", str(out), "--runs", str(runs)]) == 0
-    assert "6 records of 7 runs" in capfd.readouterr().out
+    assert "99 records of 100 runs" in capfd.readouterr().out
     assert cli.entry(["validate", str(out)]) == 0
     capfd.readouterr()
 
     assert cli.entry(["logs", failed["hash"][:10], "--runs", str(runs)]) == 0
     assert "NonFiniteLossError" in capfd.readouterr().out
 
-    times = {path: path.stat().st_mtime_ns for path in runs.rglob("record.json") if "1e30" not in path.read_text()}
+    times = {path: path.stat().st_mtime_ns for path in runs.rglob("record.json")}
     assert cli.entry(["retry", "poisoned", "--runs", str(runs)]) == 1
     assert "1 runs, 1 to do" in capfd.readouterr().err
     done = {path for path in times if records.loads(path.read_bytes(), path).status == "done"}
-    assert len(done) == 6 and all(path.stat().st_mtime_ns == times[path] for path in done), "the others stayed"
+    assert len(done) == 99 and all(path.stat().st_mtime_ns == times[path] for path in done), "the others stayed"
 
 
 def test_a_sweep_that_is_done_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
