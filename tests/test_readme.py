@@ -22,6 +22,13 @@ def test_its_runs_resolve(line: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "kdbench run" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("kdbench sweep")])
+def test_its_sweeps_resolve(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.entry([*shlex.split(line)[1:], "--dry-run"]) == 0
+    assert "kdbench run" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "line", [line for line in SHELL if line.startswith(("kdbench list", "kdbench show", "kdbench data"))]
 )

@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,35 @@ def on_signal(number: signal.Signals, then: Callable[[], Any] | None = None) -> 
 def serve(root: Path, folder: Path) -> None:
     """A worker: a run for each line of JSON on standard input, an answer for each on standard output.
 
-    What a run prints goes to its log. The answer is null for a run that is done, else why it failed.
+    What a run prints goes to its log. An answer holds the ``reason`` of a failure and the number of a system's
+    ``error``, each null where there is none.
     """
     answers = os.fdopen(os.dup(1), "w")
     on_signal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
     for line in sys.stdin:
         run = Run(**json.loads(line))
-        log = f"logs/{run.hash[:16]}.log"
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for standard in (1, 2):
-            os.dup2(descriptor, standard)
-        os.close(descriptor)
-        reason = None
+        reason = number = None
         try:
+            log = f"logs/{run.hash[:16]}.log"
+            _print_to(folder / log)
             execute(run, root, folder, log)
         except Exception as error:  # the parent tells the user
-            traceback.print_exc()
-            reason = told(error)
-        answers.write(json.dumps(reason) + "\n")
+            with suppress(OSError):
+                traceback.print_exc()
+                sys.stderr.flush()
+            reason, number = told(error), getattr(error, "errno", None)
+        answers.write(json.dumps({"reason": reason, "error": number}) + "\n")
         answers.flush()
+
+
+def _print_to(log: Path) -> None:
+    """Let all that this process prints go to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdbench.errors import DISK_FULL
 from kdbench.launch.states import busy
 from kdbench.launch.sweep import Run, Sweep
 
@@ -34,7 +36,10 @@ class _Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def do(self, run: Run) -> str | None:
-        """Do a run; why it failed, or None. Raises ChildProcessError when the process died."""
+        """Do a run; why it failed, or None.
+
+        Raises ChildProcessError when the process died, and OSError when the disk is full.
+        """
         if self.process is None or self.process.poll() is not None:
             self.process = self._start()
         assert self.process.stdin and self.process.stdout
@@ -46,7 +51,10 @@ class _Worker:
             code = self.process.wait()
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             raise ChildProcessError(f"its process ended {how}")
-        reason: str | None = json.loads(answer)
+        said: dict[str, Any] = json.loads(answer)
+        if said["error"] in DISK_FULL:
+            raise OSError(said["error"], said["reason"])
+        reason: str | None = said["reason"]
         return reason
 
     def _start(self) -> subprocess.Popen[str]:
@@ -83,8 +91,9 @@ class _Worker:
 
 
 def launch(sweep: Sweep, runs: Iterable[Run], ended: Ended) -> None:
-    """Do the runs; ``ended`` hears of each, with the reason of a failure. Ctrl-C stops them with checkpoints.
+    """Do the runs; ``ended`` hears of each, with the reason of a failure.
 
+    Ctrl-C stops them with checkpoints; so does a full disk, with which no run gets further, and that is raised.
     A run whose process died is started again ``local.retries`` times. Runs that another process is at come last.
     """
     mine = sweep.folder / "processes" / f"{socket.gethostname()}-{os.getpid()}.lock"
@@ -96,7 +105,7 @@ def launch(sweep: Sweep, runs: Iterable[Run], ended: Ended) -> None:
 
 def _work_off(sweep: Sweep, waiting: deque[Run], ended: Ended) -> None:
     deaths: dict[str, int] = {}
-    lock, answers = threading.Lock(), Queue[tuple[Run, str | None] | None]()
+    lock, answers = threading.Lock(), Queue[tuple[Run, str | None] | OSError | None]()
     stopping = threading.Event()
 
     def take() -> Run | None:
@@ -118,6 +127,9 @@ def _work_off(sweep: Sweep, waiting: deque[Run], ended: Ended) -> None:
                         waiting.append(run)
                 else:
                     answers.put((run, f"lost: {died}"))
+            except OSError as full:
+                answers.put(full)
+                return
         answers.put(None)
 
     workers = [_Worker(sweep) for _ in range(min(sweep.local.workers, len(waiting)))]
@@ -130,6 +142,8 @@ def _work_off(sweep: Sweep, waiting: deque[Run], ended: Ended) -> None:
             answer = answers.get()
             if answer is None:
                 left -= 1
+            elif isinstance(answer, OSError):
+                raise answer
             else:
                 ended(*answer)
     except BaseException:

@@ -213,3 +213,41 @@ def test_fifty_kills_lose_no_finished_run_and_change_no_number(tmp_path: Path) -
     assert len(killed) == KILLS, "the sweep ended first"
     assert numbers(asked) == uninterrupted([*words, "local.workers=2"], tmp_path / "b")
     assert load("killed", asked.root).runs == asked.runs
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """``small_disk("2m")`` mounts a file system of that size, or changes the size of the one that is mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def sized(size: str) -> Path:
+        again = ["-o", f"remount,size={size}"] if place.is_mount() else ["-o", f"size={size}"]
+        done = subprocess.run(["mount", "-t", "tmpfs", *again, "tmpfs", str(place)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield sized
+    if place.is_mount():
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_file_system_loses_no_finished_run(
+    tmp_path: Path, small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["task=gnn", "method=alone,kd", "seed=0..5", "trainer.max_epochs=4", "name=full"]
+    runs = small_disk("2m") / "runs"
+    assert cli.entry(["sweep", *words, "--runs", str(runs)]) == 1
+    told = capfd.readouterr().err
+    assert "The disk is full" in told and "Finished runs are safe" in told
+    done = {path: path.read_bytes() for path in runs.rglob("record.json")}
+    assert 0 < len(done) < 12
+    assert cli.entry(["validate", *map(str, done)]) == 0
+    assert cli.entry(["status", "full", "--runs", str(runs)]) == 0
+
+    small_disk("200m")
+    assert cli.entry(["sweep", *words, "--runs", str(runs)]) == 0
+    assert all(path.read_bytes() == content for path, content in done.items())
+    assert numbers(from_words(words, runs)) == uninterrupted(words, tmp_path / "other")
