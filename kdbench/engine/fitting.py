@@ -8,8 +8,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from kdbench.engine.callbacks import AtomicCheckpoints, StepStreams
+from kdbench.engine.distributed import started
 from kdbench.options import Trainer
 
 
@@ -33,6 +35,7 @@ def fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    alone = options.processes == 1 and started() > 1  # a stage: Lightning shall not look for our siblings
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=options.accelerator,
@@ -44,7 +47,7 @@ def fit(
         gradient_clip_val=options.gradient_clip_val or None,
         check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
         callbacks=[StepStreams(seed), *callbacks, checkpoint],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *([LightningEnvironment()] if alone else [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
