@@ -10,6 +10,7 @@ import pytest
 from local_cluster import LocalCluster, Unavailable, temporary
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
