@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
@@ -57,6 +57,15 @@ class Trainer:
     """Epochs between validations; the best validation chooses the weights."""
     checkpoint_every_n_epochs: Annotated[int, Gt(0)] = 25
     """Epochs between the checkpoints that a killed run goes on from."""
+
+    @property
+    def processes(self) -> int:
+        """Processes in all."""
+        return self.devices * self.num_nodes
+
+    def in_one_process(self) -> Trainer:
+        """The same for a stage: one process of a run does it while the others wait for its result."""
+        return replace(self, devices=1, num_nodes=1, strategy="auto")
 
 
 def plain(options: Any) -> dict[str, Any]:

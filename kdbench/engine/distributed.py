@@ -9,6 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
+from kdbench.errors import UsageError
+from kdbench.options import Trainer
+
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
@@ -17,6 +20,24 @@ def rank() -> int:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
+
+
+def started() -> int:
+    """Processes that ``srun`` started together with this one, itself included; 1 elsewhere."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+def check_started(options: Trainer) -> None:
+    """UsageError where ``srun`` started several processes, but not those that the trainer's options ask for.
+
+    Each would do the whole run by itself, all of them in one folder.
+    """
+    if started() not in (1, options.processes):
+        raise UsageError(
+            f"srun started {started()} processes, but trainer.num_nodes={options.num_nodes} times "
+            f"trainer.devices={options.devices} makes {options.processes}. One run on several: "
+            "srun --nodes=N --ntasks-per-node=D kdbench run trainer.num_nodes=N trainer.devices=D trainer.strategy=ddp"
+        )
 
 
 def gather(rows: Tensor) -> tuple[Tensor, int]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from kdbench.engine.callbacks import AtomicCheckpoints, Checkpoints, StepStreams
+from kdbench.engine.distributed import started
 from kdbench.options import Trainer
 
 
@@ -27,6 +29,7 @@ def fit(
     one into an exit.
     """
     checkpoint = Checkpoints(folder, options.checkpoint_every_n_epochs)
+    alone = options.processes == 1 and started() > 1  # a stage: Lightning shall not look for our siblings
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=options.accelerator,
@@ -38,7 +41,7 @@ def fit(
         gradient_clip_val=options.gradient_clip_val or None,
         check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
         callbacks=[StepStreams(seed), *callbacks, checkpoint],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *([LightningEnvironment()] if alone else [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -165,19 +165,19 @@ class Task(ABC):
         It leaves ``weights.safetensors``, and reports the epoch and the validation score that chose them. ``inputs``
         says what the network and the data are.
         """
-        config = self.config
+        config, options = self.config, self.config.trainer.in_one_process()
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             with seeded(axis(seed, "student")):
                 module = self.module(network())
             module.attach(Method(None), {}, {})
             selection = Selection(config.metric, last=self.selects == "last")
-            fit(module, data or self.data(), config.trainer, epochs, seed, folder, [selection])
+            fit(module, data or self.data(), options, epochs, seed, folder, [selection])
             save_file(selection.weights, folder / "weights.safetensors")
             (folder / "last.ckpt").unlink(missing_ok=True)
             return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
 
-        trainer = {k: v for k, v in asdict(config.trainer).items() if k not in ("max_epochs", *WHERE)}
+        trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *WHERE)}
         told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
         return Stage(name, {**told, "metric": config.metric}, run, code)
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine.distributed import gather, rank
+from kdbench.engine.distributed import check_started, gather, rank
 from kdbench.engine.losses import distillation_kl, info_nce
 from kdbench.engine.schedules import linear_ramp
+from kdbench.errors import UsageError
+from kdbench.options import Trainer
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -71,6 +73,15 @@ def test_rank_follows_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rank() == 3
     monkeypatch.setenv("RANK", "1")
     assert rank() == 1
+
+
+def test_srun_starts_as_many_processes_as_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    check_started(Trainer(devices=2, num_nodes=2))
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    check_started(Trainer(devices=2, num_nodes=2))
+    with pytest.raises(UsageError, match=r"srun started 4 processes.*makes 1"):
+        check_started(Trainer())
 
 
 def test_linear_ramp() -> None:

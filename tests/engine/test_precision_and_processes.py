@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from kdbench.config import expand
 from kdbench.engine.runner import Outcome, Silent, run
+from kdbench.results.record import loads
 
 PLAIN = ["student.dropout=0", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.schedule=constant"]
 SMALL = ["task=gnn", "student.width=16", "trainer.max_epochs=2", "trainer.accelerator=cpu", *PLAIN]
@@ -34,14 +35,18 @@ def in_process(root: Path, *words: str) -> Outcome:
 
 
 def processes(root: Path, *words: str) -> Path:
-    """Do one run by the command line, which may start more processes; its folder."""
+    """Do one small run of ``gnn`` by the command line, which may start more processes; its folder."""
+    return command_line(root, *SMALL, *words)
+
+
+def command_line(root: Path, *words: str) -> Path:
+    """Do one run by the command line; its folder."""
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     command = [
         sys.executable,
         "-m",
         "kdbench.cli",
         "run",
-        *SMALL,
         *words,
         "--no-baselines",
         "--json",
@@ -84,3 +89,13 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path) -> Non
     two = student(processes(tmp_path / "c", *words, "data.batch_size=60", "trainer.devices=2", "trainer.strategy=ddp"))
     assert largest_difference(one, two) < 2e-5
     assert largest_difference(one, half) > 1e-3
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_trains_the_teacher(tmp_path: Path) -> None:
+    words = ["task=graph_classification", "method=kd", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+    two = command_line(tmp_path / "two", *words, "trainer.devices=2", "trainer.strategy=ddp")
+    one = command_line(tmp_path / "one", *words)
+    teachers = [loads((folder / "record.json").read_text(), "record").teacher for folder in (one, two)]
+    assert teachers[0] is not None and teachers[1] is not None
+    assert teachers[0].sha256 == teachers[1].sha256

@@ -1,19 +1,12 @@
-"""One real SLURM for all tests here; they run in one process of pytest-xdist, one after another."""
+"""One real SLURM for all tests here; they run one after another, in one process of pytest-xdist."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from local_cluster import LocalCluster, Unavailable, temporary
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(scope="session")

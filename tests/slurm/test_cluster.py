@@ -28,22 +28,29 @@ def submit(cluster: LocalCluster, folder: Path, script: str, *options: str) -> s
     return cluster.command("sbatch", "--parsable", *places, *options, str(folder / "job.sh")).strip()
 
 
-def programs() -> dict[int, str]:
-    """The name of every process of the machine that is no zombie."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
+SLEEPS = (["sleep", "98765"], ["sleep", "98764"])
+
+
+def alive(number: int) -> bool:
+    """Whether there is a process of this number that is no zombie."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def belonging(folder: Path) -> set[str]:
+    """Programs that work in the cluster's folder or name it, by the traces that are not its own way of finding them."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
         try:
-            name, _, rest = place.read_text().partition("(")[2].rpartition(")")
+            words = (place / "cmdline").read_text().split("\0")
+            where = os.readlink(place / "cwd")
         except OSError:
             continue
-        if not rest.split()[0].startswith("Z"):
-            found[int(place.parent.name)] = name
+        if str(folder) in where or any(str(folder) in word for word in words) or words[:2] in SLEEPS:
+            found.add(Path(words[0]).name.partition(":")[0])
     return found
-
-
-def started(before: dict[int, str]) -> set[str]:
-    """Names of the processes that are new."""
-    return {name for number, name in programs().items() if number not in before}
 
 
 def test_every_node_is_idle_and_works(cluster: LocalCluster) -> None:
@@ -136,19 +143,20 @@ def test_the_time_limit_warns_then_ends_a_job(cluster: LocalCluster, tmp_path: P
 
 
 def test_nothing_is_left_after_an_exception(running: LocalCluster, tmp_path: Path) -> None:
-    before = programs()
-    folder = Path("/nowhere")
+    folder, daemons = Path("/nowhere"), []
     with pytest.raises(ZeroDivisionError), temporary(Shape(nodes=1)) as cluster:
         folder = cluster.folder
-        job = submit(cluster, tmp_path, "setsid sleep 987 & sleep 988")
+        job = submit(cluster, tmp_path, "setsid sleep 98765 & sleep 98764")
         cluster.wait_jobs([job], ["RUNNING"])
         end = time.monotonic() + 20
-        while not {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"} <= started(before):
-            assert time.monotonic() < end, started(before)
+        while not {"munged", "slurmctld", "slurmd", "sleep"} <= belonging(folder):
+            assert time.monotonic() < end, belonging(folder)
             time.sleep(0.1)
+        daemons = cluster.processes()
         raise ZeroDivisionError
     assert not folder.exists()
-    assert not {name for name in started(before) if name.startswith(("slurm", "munge", "sleep"))}
+    assert belonging(folder) == set()
+    assert not [number for number in daemons if alive(number)]
     assert set(running.states().values()) == {"idle"}  # the other one is as it was
 
 

@@ -191,7 +191,7 @@ def _fit(
     validate_every: int = 1,
 ) -> None:
     module.attach(Method(None), {}, {})
-    trainer = replace(task.config.trainer, check_val_every_n_epoch=validate_every)
+    trainer = replace(task.config.trainer.in_one_process(), check_val_every_n_epoch=validate_every)
     fit(module, task.data(), trainer, epochs, task.config.seed, folder, callbacks)
     (folder / "last.ckpt").unlink(missing_ok=True)
 
