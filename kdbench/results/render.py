@@ -106,7 +106,7 @@ def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -
     unit = " points" if _percent(metric) else ""
     shown = _signed(delta.mean, metric) + unit
     if delta.low is None or delta.high is None or delta.detectable is None or p is None:
-        return f"{shown}: one paired seed, no test"
+        return f"{shown}: {'one paired seed' if delta.n == 1 else 'a spread beyond measure'}, no test"
     if delta.low == delta.high:
         return f"{shown} in each of {delta.n} paired seeds: no spread for a test to judge by; add seeds"
     result = f"{shown} [{_signed(delta.low, metric)}, {_signed(delta.high, metric)}], p {_equals(p)}"
