@@ -6,8 +6,9 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from markupsafe import Markup, escape
 from pydantic import JsonValue
 
 from kdbench.board import pages, safe
@@ -23,26 +24,17 @@ _PLAIN_COMMAND = re.compile(r"kdbench run( [\w./=,:+\[\]{}@%-]+)+")
 Facts = list[tuple[str, str]]
 
 
-class Group(NamedTuple):
-    """A heading with facts under it."""
-
-    id: str
-    title: str
-    facts: Facts
-
-
 def record_page(record: Record) -> str:
     """A record's page as HTML. Texts that are cut on it are whole in the JSON beside it."""
     groups = [
-        Group("config", "Configuration", list(_options(record.config))),
-        Group("data", "Data", _data(record)),
-        Group("teacher", "Teacher", _teacher(record)),
-        Group("costs", "Costs", _costs(record)),
-        Group("stages", "Stages", _stages(record)),
-        Group("provenance", "Provenance", _provenance(record)),
-        Group("seeds", "Seeds", [(safe.cut(k, 80), _value(v)) for k, v in _first(record.seeds.items())]),
+        ("config", "Configuration", list(_options(record.config))),
+        ("data", "Data", _data(record)),
+        ("teacher", "Teacher", _teacher(record)),
+        ("costs", "Costs", _costs(record)),
+        ("stages", "Stages", _stages(record)),
+        ("provenance", "Provenance", _provenance(record)),
+        ("seeds", "Seeds", [(safe.cut(k, 80), _value(v)) for k, v in _first(record.seeds.items())]),
     ]
-    confusion = record.confusion if record.confusion and len(record.confusion) <= CLASSES else None
     return pages.page(
         "record.html",
         depth=2,
@@ -53,12 +45,39 @@ def record_page(record: Record) -> str:
         task_slug=safe.task_slug(record.task),
         scores=_scores(record),
         selection=_selection(record),
-        failure=_terms(record),
+        failure=_list(_terms(record)),
         odd=not _PLAIN_COMMAND.fullmatch(record.command),
         figures=[],
-        groups=[group for group in groups if group.facts],
-        confusion=confusion,
+        groups=[{"id": key, "title": title, "facts": _list(facts)} for key, title, facts in groups if facts],
+        confusion=_confusion(record.confusion),
     )
+
+
+def _list(facts: Facts) -> Markup:
+    return Markup(f'<dl class="facts">\n{"".join(_fact(*fact) for fact in facts)}</dl>' if facts else "")
+
+
+@functools.lru_cache(4096)
+def _fact(key: str, value: str) -> str:
+    """An entry of a list of facts. Most entries of most records are alike, and a template takes ten times as long."""
+    return f"<dt>{escape(safe.cut(key))}</dt><dd>{escape(safe.cut(value))}</dd>\n"
+
+
+def _confusion(matrix: list[list[int]] | None) -> Markup | None:
+    """Head and body of the table, where there are not too many classes to read."""
+    if not matrix or len(matrix) > CLASSES:
+        return None
+    classes = range(len(matrix))
+    head = "".join(f'<th scope="col">{index}</th>' for index in classes)
+    lines = [
+        f'<tr><th scope="row">{index}</th><td>{"</td><td>".join(_digits(number) for number in row)}</td></tr>'
+        for index, row in zip(classes, matrix, strict=True)
+    ]
+    return Markup(f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody>")
+
+
+def _digits(number: int) -> str:
+    return str(number) if number < 10**12 else f"{str(number)[:12]}…"
 
 
 def _first(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -72,6 +91,10 @@ def _first(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 def _value(value: JsonValue) -> str:
     if isinstance(value, str):
         return safe.cut(value, 200)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return safe.cut(repr(value), 200)
     return MISSING if value is None else safe.cut(json.dumps(value, ensure_ascii=False), 200)
 
 
