@@ -286,47 +286,50 @@ def _student_rows(
 ) -> list[Row]:
     real = {arm.label: arm for arm in reversed(arms) if arm.control == "none"}
     upper = {seed: score for seed, run in teachers.items() if (score := _teacher_score(run, metric)) is not None}
-    rows = [_row(arm, real, alone, kd, upper) for arm in arms]
-    rows = [
-        replace(row, agreement=_agreement(arm, teachers), **_costs(arm)) for row, arm in zip(rows, arms, strict=True)
-    ]
-    return _lettered(_adjusted(rows), mode)
+    rows = []
+    for arm in arms:
+        mean, interval = mean_interval(list(arm.scores.values())) if arm.scores else (None, None)
+        row = Row(
+            label=arm.label,
+            method=arm.method,
+            control=arm.control,
+            n=len(arm.scores),
+            seeds=tuple(arm.scores),
+            failed=arm.failed,
+            mean=mean,
+            interval=interval,
+            scores=tuple(arm.scores.values()),
+            runs=tuple(arm.runs[seed].config_hash for seed in arm.scores),
+            default=arm.default,
+            agreement=_agreement(arm, teachers),
+            **_costs(arm),
+            **({} if arm is alone else _differences(arm, real, alone, kd, upper)),
+        )
+        rows.append(row)
+    return _tested(rows, mode)
 
 
-def _row(
+def _differences(
     arm: _Arm, real: Mapping[str, _Arm], alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, float]
-) -> Row:
+) -> dict[str, Any]:
+    """The fields of a row that hold its arm against others."""
     own, base = arm.scores, alone.scores if alone else {}
-    mean, interval = mean_interval(list(own.values())) if own else (None, None)
-    row = Row(
-        label=arm.label,
-        method=arm.method,
-        control=arm.control,
-        n=len(own),
-        seeds=tuple(own),
-        failed=arm.failed,
-        mean=mean,
-        interval=interval,
-        scores=tuple(own.values()),
-        runs=tuple(arm.runs[seed].config_hash for seed in own),
-        default=arm.default,
-    )
-    if arm is alone:
-        return row
-    common = [seed for seed in own if seed in base]
-    taught = [teachers.get(seed) for seed in common]
     named = real.get(arm.label.removesuffix(_control(arm.control))) if arm.control != "none" else None
-    closed = gap_closed([own[seed] for seed in common], [base[seed] for seed in common], taught)
-    gains = [own[seed] - base[seed] for seed in common]
-    gaps = [] if closed is None else [teachers[seed] - base[seed] for seed in common]
-    return replace(
-        row,
-        delta_alone=_delta(own, base),
-        delta_kd=_delta(own, kd.scores) if kd and arm is not kd else None,
-        delta_real=_delta(named.scores, own) if named else None,
-        gap_closed=closed,
-        gap_interval=None if closed is None else fieller(gains, gaps),
+    common = [seed for seed in own if seed in base]
+    closed = gap_closed(
+        [own[seed] for seed in common], [base[seed] for seed in common], [teachers.get(seed) for seed in common]
     )
+    interval = None
+    if closed is not None:
+        gains = [own[seed] - base[seed] for seed in common]
+        interval = fieller(gains, [teachers[seed] - base[seed] for seed in common])
+    return {
+        "delta_alone": _delta(own, base),
+        "delta_kd": _delta(own, kd.scores) if kd and arm is not kd else None,
+        "delta_real": _delta(named.scores, own) if named else None,
+        "gap_closed": closed,
+        "gap_interval": interval,
+    }
 
 
 def _delta(own: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference | None:
@@ -351,8 +354,8 @@ def _costs(arm: _Arm) -> dict[str, Any]:
     return {name: average(values) if values else None for name, values in known.items()}
 
 
-def _adjusted(rows: Sequence[Row]) -> list[Row]:
-    """The rows with Holm-adjusted p: over the methods for each baseline, and over the controls."""
+def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
+    """The rows with letters and Holm-adjusted p: over the methods for each baseline, and over the controls."""
 
     def adjusted(deltas: Iterable[PairedDifference | None]) -> list[float | None]:
         return holm([delta.p if delta else None for delta in deltas])
@@ -361,20 +364,20 @@ def _adjusted(rows: Sequence[Row]) -> list[Row]:
     p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
     p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
     p_real = adjusted(row.delta_real for row in rows)
-    found = zip(rows, p_alone, p_kd, p_real, strict=True)
-    return [replace(row, p_alone=a, p_kd=k, p_real=r) for row, a, k, r in found]
+    found = zip(rows, p_alone, p_kd, p_real, _letters(rows, mode), strict=True)
+    return [replace(row, p_alone=a, p_kd=k, p_real=r, letters=shared) for row, a, k, r, shared in found]
 
 
-def _lettered(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
-    """The rows with letters, which begin at the best mean."""
-    scores = [dict(zip(row.seeds, row.scores, strict=True)) if row.control == "none" else {} for row in rows]
-    some = [index for index, own in enumerate(scores) if len(own) > 1]
-    if not 1 < len(some) <= MOST_ARMS:
-        return list(rows)
-    p = pairwise([scores[index] for index in some])
-    tested = [position for position, index in enumerate(some) if not np.isnan(p[position]).all()]
+def _letters(rows: Sequence[Row], mode: Mode | None) -> list[str]:
+    """The letters of each row, from the best mean on; none in a table of more than ``MOST_ARMS``."""
+    given = [""] * len(rows)
+    some = [index for index, row in enumerate(rows) if row.control == "none" and row.n > 1]
+    if len(some) > MOST_ARMS:
+        return given
+    p = pairwise([dict(zip(rows[index].seeds, rows[index].scores, strict=True)) for index in some])
+    tested = np.flatnonzero(~np.isnan(p).all(axis=1))
     means = np.array([rows[some[position]].mean for position in tested], dtype=float)
     order = np.argsort(means if mode == "min" else -means, kind="stable")
-    shared = letters(p[np.ix_(tested, tested)], [int(place) for place in order])
-    given = {some[position]: own for position, own in zip(tested, shared, strict=True)}
-    return [replace(row, letters=given.get(index, "")) for index, row in enumerate(rows)]
+    for position, shared in zip(tested, letters(p[np.ix_(tested, tested)], order.tolist()), strict=True):
+        given[some[position]] = shared
+    return given

@@ -70,7 +70,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"Pairs need two equally long, non-empty sequences, not {len(a)} and {len(b)} values.")
-    differences = np.nan_to_num(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     scale = ROUNDING * max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))
     if np.abs(differences).max() <= scale:
         differences[:] = 0.0
@@ -79,7 +79,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     n, center = len(differences), float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else math.inf
     if not math.isfinite(center + error):
-        return PairedDifference(n, average(differences.tolist()), None, None, None, None)
+        return PairedDifference(n, average(np.nan_to_num(differences).tolist()), None, None, None, None)
     if np.ptp(differences) == 0:
         return PairedDifference(n, center, center, center, float(center == 0), 0.0)
     t, power = t_quantile(0.975, n - 1), t_quantile(0.8, n - 1)
@@ -145,7 +145,9 @@ def fieller(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tupl
     if abs(base) < ROUNDING or (leading := base**2 - c * float(under.var(ddof=1))) <= 0:
         return None
     ratio = float(over.mean()) / base
-    (s_ee, s_ey), _ = np.cov(over - ratio * under, under)
+    rest = over - ratio * under
+    rest -= rest.mean()
+    s_ee, s_ey = (float(rest @ other) / (n - 1) for other in (rest, under - base))
     root = np.sqrt((c * s_ey) ** 2 + leading * c * s_ee)
     low, high = ratio + float(-c * s_ey - root) / leading, ratio + float(-c * s_ey + root) / leading
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
