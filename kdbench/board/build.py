@@ -56,7 +56,7 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
             tasks = _write_tasks(records, folder, jobs)
             write_overviews(tasks, folder)
             _write_assets(folder)
-            count = sum(1 for _ in folder.rglob("*.html"))
+            count = sum(path.is_file() for path in folder.rglob("*.html"))
     except _Refused as refused:
         return Report(len(found), 0, 0, refused.problems)
     return Report(len(found), len(tasks), count, [])
