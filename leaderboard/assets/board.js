@@ -123,6 +123,7 @@ class View {
       facet: "facet" in head.dataset,
     }));
     this.rows = this.readRows();
+    for (const column of this.columns) column.facet &&= this.counts(column).size > 1;
     this.orders = new Map([["", this.rows]]);
     this.limit = FIRST_ROWS;
     this.clear();
@@ -276,13 +277,18 @@ class View {
     return menu;
   }
 
-  facetMenu(column) {
-    const counts = new Map();
+  /** How many rows have each value of a column. */
+  counts(column) {
+    const found = new Map();
     for (const { cells } of this.rows) {
       const { value } = cells[column.index];
-      if (value !== null) counts.set(value, (counts.get(value) ?? 0) + 1);
+      if (value !== null) found.set(value, (found.get(value) ?? 0) + 1);
     }
-    const options = [...counts].sort(([a], [b]) => COLLATOR.compare(a, b))
+    return found;
+  }
+
+  facetMenu(column) {
+    const options = [...this.counts(column)].sort(([a], [b]) => COLLATOR.compare(a, b))
       .map(([value, count]) => make("option", { value }, `${value} (${count})`));
     column.menu = make("select", {}, make("option", { value: "" }, "all"), ...options);
     column.menu.addEventListener("change", () => {
