@@ -200,14 +200,17 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
 
     report = store.validate(paths)
     if as_json:
-        problems = [{"path": str(p.path), "field": p.field, "message": p.message} for p in report.problems]
-        _print({"valid": report.valid, "problems": problems})
+        _print({"valid": report.valid, "problems": _problems(report.problems)})
     else:
         for problem in report.problems:
             click.echo(f"{problem.path}: {problem.field}: {problem.message}", err=True)
         click.echo(f"{report.valid} valid, {len({p.path for p in report.problems})} with problems")
     if report.problems or not report.valid:
         sys.exit(1)
+
+
+def _problems(found: Sequence[Any]) -> list[dict[str, str]]:
+    return [{"path": str(fault.path), "field": fault.field, "message": fault.message} for fault in found]
 
 
 @main.command()
@@ -269,6 +272,50 @@ def doctor(as_json: bool) -> None:
 
     told = describe.doctor()
     _print(told) if as_json else click.echo(present.doctor(told))
+
+
+@main.group(cls=Commands)
+def leaderboard() -> None:
+    """Build, show and add to the static site of the records.
+
+    \b
+    kdbench leaderboard build leaderboard/records -o build/site
+    kdbench leaderboard serve build/site
+    kdbench leaderboard submit runs
+    """
+
+
+@leaderboard.command(name="build")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORDS…")
+@click.option("--output", "-o", "site", required=True, type=click.Path(path_type=Path), help="Folder of the site.")
+@json_option
+def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
+    """Make the site of all records; with one that does not hold, list every problem and write nothing.
+
+    \b
+    kdbench leaderboard build leaderboard/records -o build/site
+    kdbench leaderboard build leaderboard/records runs -o build/site --json
+    """
+    from kdbench.board.build import build
+
+    report = build(paths, site)
+    if as_json:
+        done = {"records": report.records, "tasks": report.tasks, "pages": report.pages}
+        _print({"site": None if report.problems else str(site), **done, "problems": _problems(report.problems)})
+    elif report.problems:
+        _tell(report.problems)
+        click.echo(f"Nothing was written: {len(report.problems)} problems in {report.records} records.", err=True)
+    else:
+        click.echo(f"{report.records} records of {report.tasks} tasks on {report.pages} pages: {site / 'index.html'}")
+    if report.problems:
+        sys.exit(1)
+
+
+def _tell(problems: Sequence[Any]) -> None:
+    from kdbench.board.safe import clean
+
+    for problem in problems:
+        click.echo(clean(f"{problem.path}: {problem.field}: {problem.message}"), err=True)
 
 
 def entry(arguments: Sequence[str] | None = None) -> int:

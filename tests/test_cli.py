@@ -16,7 +16,7 @@ from kdbench import cards, catalog, cli
 from kdbench.config import expand
 from kdbench.results import record as records
 
-COMMANDS = ["run", "list", "show", "compare", "validate", "reproduce", "data", "doctor"]
+COMMANDS = ["run", "list", "show", "compare", "validate", "reproduce", "data", "doctor", "leaderboard"]
 SHORT = ["task=gnn", "method=lingugkd", "trainer.max_epochs=2"]
 DIVERGING = ["optimizer.name=sgd", "optimizer.lr=1e30"]
 
