@@ -262,15 +262,21 @@ class View {
     return make("button", { type: "button", onclick: action }, label);
   }
 
-  /** A menu that opens below its button; Escape or a click elsewhere closes it. */
+  /** A menu that opens below its button; a choice, Escape or a click elsewhere closes it. */
   menu(label, ...children) {
     const summary = make("summary", {}, label);
-    const menu = make("details", { className: "menu" }, summary, make("div", {}, ...children));
-    menu.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !menu.open) return;
+    const box = make("div", {}, ...children);
+    const menu = make("details", { className: "menu" }, summary, box);
+    const close = (asked) => {
+      if (!asked || !menu.open) return;
       menu.open = false;
       summary.focus();
+    };
+    menu.addEventListener("toggle", () => {
+      box.classList.toggle("flip", box.getBoundingClientRect().right > document.documentElement.clientWidth);
     });
+    menu.addEventListener("keydown", (event) => close(event.key === "Escape"));
+    menu.addEventListener("click", (event) => close(event.target.closest("button")));
     document.addEventListener("click", (event) => {
       if (!menu.contains(event.target)) menu.open = false;
     });
@@ -349,7 +355,9 @@ class View {
     const filters = this.columns.filter((column) => this.facets.has(column.key));
     this.shown = this.inOrder().filter((row) => wanted.every((word) => row.text.includes(word))
       && filters.every((column) => row.cells[column.index].value === this.facets.get(column.key)));
-    this.body.replaceChildren(...this.shown.slice(0, this.limit).map((row) => row.tr));
+    const inBody = this.shown.slice(0, this.limit).map((row) => row.tr);
+    const same = inBody.length === this.body.rows.length && inBody.every((tr, place) => tr === this.body.rows[place]);
+    if (!same) this.body.replaceChildren(...inBody); // where nothing moves, a focused checkbox keeps its focus
     const cut = this.shown.length > this.limit;
     this.more.hidden = !cut;
     this.more.textContent = `Show all ${this.shown.length} rows`;
