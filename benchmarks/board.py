@@ -44,7 +44,7 @@ class Cell(NamedTuple):
 
 
 def cells(count: int) -> list[Cell]:
-    """``count`` records (a multiple of 500) over 50 tasks, 10 arms, 10 or 20 seeds, and as many students as it takes."""
+    """``count`` records, a multiple of 500: 50 tasks, 10 arms, 10 or 20 seeds, and as many students as it takes."""
     seeds = 10 if count <= 20_000 else 20
     students = max(1, count // (TASKS * len(ARMS) * seeds))
     seeds = min(seeds, count // (TASKS * len(ARMS)))

@@ -98,21 +98,27 @@ def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: boo
 
 
 def _tables(found: Sequence[Any], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None) -> None:
-    from kdbench.results import compare, render
+    from kdbench.results import compare
 
     comparisons = compare.compare(found, metric)
     if as_json:
         places = [str(folder / "record.json") for folder in folders]
         _print({"comparisons": [compare.to_json(c) for c in comparisons], "records": places})
         return
+    _print_tables(comparisons)
+    if folders:
+        click.echo(f"Records: {len(folders)} under {os.path.commonpath(folders)}")
+
+
+def _print_tables(comparisons: Sequence[Any]) -> None:
     from rich.console import Console
+
+    from kdbench.results import render
 
     here = Console()
     width = max(112, min(140, here.width)) if here.is_terminal else 140
     for comparison in comparisons:
         Console(width=width).print(render.table(comparison))
-    if folders:
-        click.echo(f"Records: {len(folders)} under {os.path.commonpath(folders)}")
 
 
 @main.command(name="list")
@@ -308,6 +314,71 @@ def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
     else:
         click.echo(f"{report.records} records of {report.tasks} tasks on {report.pages} pages: {site / 'index.html'}")
     if report.problems:
+        sys.exit(1)
+
+
+@leaderboard.command()
+@click.argument("site", type=click.Path(path_type=Path))
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+def serve(site: Path, port: int) -> None:
+    """Show a site that was built, on this machine alone, until Ctrl-C.
+
+    \b
+    kdbench leaderboard serve build/site
+    kdbench leaderboard serve build/site --port 0
+    """
+    from kdbench.board.serve import serve as serving
+
+    serving(site, port, lambda address: click.echo(f"{address}  (Ctrl-C ends)"))
+
+
+@leaderboard.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD…")
+@click.option(
+    "--to",
+    "published",
+    default=Path("leaderboard/records"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the published records.",
+)
+@click.option("--write", "write", is_flag=True, help="Write the records to their places below it.")
+@json_option
+def submit(paths: tuple[Path, ...], published: Path, write: bool, as_json: bool) -> None:
+    """Prepare a contribution: check records, alone and against the published ones, and compare them.
+
+    \b
+    kdbench leaderboard submit runs
+    kdbench leaderboard submit runs/gnn/lingugkd --write
+    """
+    from kdbench.board import submit as submitting
+
+    found = submitting.prepare(paths, published)
+    written = submitting.write(found) if write else []
+    if as_json:
+        from kdbench.results.compare import to_json
+
+        _print(
+            {
+                "places": [str(path) for path, _ in found.places],
+                "known": found.known,
+                "written": [str(path) for path in written],
+                "notes": found.notes,
+                "problems": _problems(found.problems),
+                "comparisons": [to_json(comparison) for comparison in found.comparisons],
+            }
+        )
+    elif found.problems:
+        _tell(found.problems)
+        click.echo(f"{len(found.problems)} problems; nothing was written.", err=True)
+    else:
+        _print_tables(found.comparisons)
+        click.echo("\n".join(f"note: {note}" for note in found.notes) + "\n" * bool(found.notes), nl=False)
+        for path, _ in found.places:
+            click.echo(f"{'wrote' if write else 'would write'} {path}")
+        hint = "" if write or not found.places else "; --write does it"
+        click.echo(f"{len(found.places)} new, {found.known} published already{hint}")
+    if found.problems:
         sys.exit(1)
 
 

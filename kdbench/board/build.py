@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdbench.board import pages, place, safe, task_page
 from kdbench.board.model import Task, installed_card, task_of
@@ -62,9 +62,9 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
     return Report(len(found), len(tasks), count, [])
 
 
-def check(records: Sequence[tuple[Path, Record]]) -> list[Fault]:
+def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
     """Faults across records: those of ``store.check``, and what would give two records one page."""
-    faults = store.check(records)
+    faults = store.check(records, trusted)
     pages_of: dict[tuple[str, str], tuple[str, Path]] = {}
     for path, record in records:
         page = (record.task, record.config_hash[:16])
@@ -116,7 +116,10 @@ def _read_chunk(paths: Sequence[Path], folder: Path) -> tuple[list[tuple[Path, R
 
 
 def _slim(record: Record) -> Record:
-    return record.model_copy(update={"curves": {}, "confusion": None, "versions": {}, "notes": [], "stages": []})
+    """What comparisons need of a record: a third of it to send and to keep."""
+    config = {name: record.config[name] for name in ("method", "student", "teacher")}
+    unused: dict[str, Any] = {"curves": {}, "confusion": None, "versions": {}, "notes": [], "stages": []}
+    return record.model_copy(update={"config": config, **unused})
 
 
 def _write_tasks(records: Iterable[Record], folder: Path, jobs: int) -> list[Task]:

@@ -29,7 +29,7 @@ def _sample() -> ModuleType:
 SAMPLE = _sample()
 
 
-def sealed(change: Callable[[Fields], None] | None = None, *args: Any, **changes: Any) -> Record:
+def _sealed(change: Callable[[Fields], None] | None = None, *args: Any, **changes: Any) -> Record:
     """A valid record of the imagined task ``imagined``; ``change`` may alter its fields before hashes are taken."""
     fields = SAMPLE.fields_of(*args, **changes)
     fields["config"]["task"] = fields["task"] = "imagined"
@@ -40,17 +40,17 @@ def sealed(change: Callable[[Fields], None] | None = None, *args: Any, **changes
     return record.seal(fields)
 
 
-def board(rights: Sequence[int] = (44, 46, 47)) -> list[Record]:
+def _board(rights: Sequence[int] = (44, 46, 47)) -> list[Record]:
     """Runs of alone, kd, a method and its control on three seeds."""
     found = []
     for seed, right in enumerate(rights):
-        found += [sealed(None, "alone", seed, right), sealed(None, "kd", seed, right + 2 + seed)]
-        found += [sealed(None, "newkd", seed, right + 5 - seed)]
-        found += [sealed(None, "newkd", seed, right - 1, control="shuffled_teacher")]
+        found += [_sealed(None, "alone", seed, right), _sealed(None, "kd", seed, right + 2 + seed)]
+        found += [_sealed(None, "newkd", seed, right + 5 - seed)]
+        found += [_sealed(None, "newkd", seed, right - 1, control="shuffled_teacher")]
     return found
 
 
-def published(records: Sequence[Record], folder: Path) -> Path:
+def _saved(records: Sequence[Record], folder: Path) -> Path:
     """Write records to their published places below ``folder``, whatever their names hold."""
     for item in records:
         path = folder / f"{item.config_hash[:32]}.json"
@@ -61,5 +61,29 @@ def published(records: Sequence[Record], folder: Path) -> Path:
 
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
-    """A folder with the records of :func:`board`."""
-    return published(board(), tmp_path / "records")
+    """A folder with the records of :func:`_board`."""
+    return _saved(_board(), tmp_path / "records")
+
+
+@pytest.fixture
+def sealed() -> Callable[..., Record]:
+    """``sealed(change, method, seed, right, …)``: see :func:`_sealed`."""
+    return _sealed
+
+
+@pytest.fixture
+def board() -> Callable[..., list[Record]]:
+    """``board(rights)``: see :func:`_board`."""
+    return _board
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[Sequence[Record]], Path]:
+    """Write records to a folder, and return it."""
+    return lambda records: _saved(records, tmp_path / "records")
+
+
+@pytest.fixture
+def failed() -> Callable[..., Record]:
+    """A failed run of the tests of results: ``failed(method, seed, …)``."""
+    return lambda *args, **changes: record.seal(SAMPLE.failed_fields(*args, **changes))
