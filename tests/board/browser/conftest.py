@@ -5,19 +5,24 @@ Where Chromium or Playwright is missing the tests skip and say so; with CI=true 
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
 import os
+import queue
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from kdbench import hashing
+from kdbench.board.build import build
+from kdbench.board.serve import serve
+from kdbench.results import record, store
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
@@ -138,48 +143,42 @@ def record_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     for task in ("gnn", "blood_cells"):
         shutil.copytree(REPOSITORY / "leaderboard" / "records" / task, folder / task)
-    made = _module(HERE.parent / "conftest.py")
-    arms = {"alone": 44, "kd": 46, "newkd": 49}  # seeds that no published record has: their streams are other ones
-    found = [made.sealed(None, arm, 100 + seed, right + seed) for seed in range(3) for arm, right in arms.items()]
-    made.published(found, folder / "imagined")
-    hostile = [
-        made.sealed(functools.partial(_spoil, text), "alone", 200 + place, 40) for place, text in enumerate(HOSTILE)
-    ]
-    made.published(hostile, folder / "hostile")
+    arms = {"alone": 44, "kd": 46, "newkd": 49}
+    for seed in range(100, 103):  # no published record has these seeds, whose streams are other ones
+        for arm, right in arms.items():
+            _write(folder / "imagined", "imagined", arm, seed, right + seed - 100)
+    for place, text in enumerate(HOSTILE):
+        _write(folder / "hostile", "hostile", "alone", 200 + place, 40, text)
     return folder
 
 
-def _spoil(text: str, fields: dict[str, Any]) -> None:
-    fields["config"]["task"] = fields["task"] = "hostile"
-    fields["config"]["student"]["name"] = text
-    fields["notes"] = [text]
-    fields["command"] = f"kdbench run {text}"
-    fields["data"]["name"] = fields["hardware"]["cpu"] = text
+def _write(folder: Path, task: str, arm: str, seed: int, right: int, hostile: str | None = None) -> None:
+    fields = _module(REPOSITORY / "tests" / "results" / "conftest.py").fields_of(arm, seed, right)
+    config = fields["config"]
+    config["task"] = fields["task"] = task
+    if hostile is not None:
+        config["student"]["name"] = fields["data"]["name"] = fields["hardware"]["cpu"] = hostile
+        fields["notes"] = [hostile]
+        fields["command"] = f"kdbench run {shlex.quote(hostile)}"
+    fields |= {"config_hash": hashing.digest(config), "group": record.group_of(config)}
+    store.write(record.seal(fields), folder / f"{fields['config_hash'][:16]}.json")
 
 
 @pytest.fixture(scope="session")
 def site(record_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site built from :func:`record_files`."""
-    from kdbench.board.build import build
-
     folder = tmp_path_factory.mktemp("built") / "site"
     report = build([record_files], folder)
     assert not report.problems, report.problems[:5]
     return folder
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="session")
-def served(site: Path) -> Iterator[str]:
+def served(site: Path) -> str:
     """The address of :func:`site` over HTTP."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(site))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    told: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=serve, args=(site, 0, told.put), daemon=True).start()
+    return told.get(timeout=10).rstrip("/")
 
 
 @pytest.fixture(scope="session")

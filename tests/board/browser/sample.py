@@ -1,4 +1,4 @@
-"""A small site of the markup that templates and ``board.js`` agree on: two tables, text that tries to be markup, a plot."""
+"""A small site of the markup that templates and ``board.js`` agree on, with text that tries to be markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who can read and use the tables: by keyboard alone, on a narrow screen, without JavaScript, with assistive technology."""
+"""Who can use the tables: by keyboard, on a narrow screen, without JavaScript, with assistive technology."""
 
 from __future__ import annotations
 
