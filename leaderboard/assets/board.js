@@ -3,6 +3,7 @@
 "use strict";
 
 const MOST_PICKED = 5;
+const FIRST_ROWS = 60; // of a long table, so that each sort and filter is painted at once
 const COLLATOR = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 const JSON_NUMBER = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
 const LATEX = {
@@ -86,35 +87,34 @@ function offer(text) {
   area.select();
 }
 
-/** How a column shows its values: the power of ten between value and text, and the decimals; null where rows differ. */
+/** How a column shows its values (power of ten between value and text, decimals, suffix); null where cells differ. */
 function unitOf(cells) {
-  const units = cells.filter((cell) => Number(cell.value)).map((cell) => {
-    const shown = cell.text.replaceAll(",", "").replace(/^−/, "-").match(/^[-+]?\d+(\.\d+)?(?:[eE][-+]?\d+)?/);
-    const power = shown && Math.round(Math.log10(Math.abs(Number(shown[0]) / Number(cell.value))));
-    return { power, decimals: shown?.[1] ? shown[1].length - 1 : 0 };
+  const units = cells.filter((cell) => Number.isFinite(cell.number) && cell.number).map((cell) => {
+    const [, shown, decimals = "", suffix] = cell.text.replaceAll(",", "").replace("−", "-")
+      .match(/^([-+]?\d+(?:\.(\d+))?(?:[eE][-+]?\d+)?)(\p{L}*)/u) ?? [];
+    return { power: Math.round(Math.log10(Math.abs(shown / cell.number))), decimals: decimals.length, suffix };
   });
-  const same = units.length > 0 && units.every((unit) => Number.isFinite(unit.power) && unit.power === units[0].power);
-  return same ? { power: units[0].power, decimals: Math.max(...units.map((unit) => unit.decimals)) } : null;
+  const [first] = units;
+  const alike = units.every((unit) => unit.power === first.power && unit.suffix === first.suffix);
+  if (!first || !alike || !Number.isFinite(first.power)) return null;
+  return { ...first, decimals: Math.max(...units.map((unit) => unit.decimals)) };
 }
 
-/** The difference of a cell to the first one, in the unit that the column shows. */
+/** The difference of a cell to the first one, in the unit that the column shows; "" where one is missing. */
 function difference(cell, first, unit) {
-  const value = Number(cell.value) - Number(first.value);
-  if (cell.value === null || first.value === null || !Number.isFinite(value)) return "";
+  const value = cell.number - first.number;
+  if (!Number.isFinite(value)) return "";
   const shown = unit ? (value * 10 ** unit.power).toFixed(unit.decimals) : String(Number(value.toPrecision(3)));
-  return Number(shown) < 0 ? shown.replace("-", "−") : `+${shown.replace("-", "")}`;
+  return (Number(shown) < 0 ? shown.replace("-", "−") : `+${shown.replace("-", "")}`) + (unit?.suffix ?? "");
 }
 
-/** One table of results with its tools; its state is what a permalink holds. */
+/** One table of results with its tools. Its state (q, sort, on, facets, picked) is what a permalink holds. */
 class View {
   constructor(section, table, changed) {
-    this.id = section.id;
-    this.table = table;
-    this.changed = changed;
-    this.body = table.tBodies[0];
-    this.scroll = table.closest(".scroll");
+    Object.assign(this, { id: section.id, table, changed, body: table.tBodies[0], scroll: table.closest(".scroll") });
     this.columns = Array.from(table.tHead.rows[0].cells, (head, index) => ({
       head,
+      index,
       label: words(head),
       key: head.dataset.key,
       isNumber: head.dataset.type === "number",
@@ -123,40 +123,35 @@ class View {
       facet: "facet" in head.dataset,
     }));
     this.rows = this.readRows();
-    this.interval = this.columns.map((_, index) =>
-      ["low", "high"].filter((end) => this.rows.some((row) => row.cells[index][end] !== null)));
+    for (const column of this.columns) column.facet &&= this.counts(column).size > 1;
+    this.orders = new Map([["", this.rows]]);
+    this.limit = FIRST_ROWS;
     this.clear();
     this.addSorting();
     this.addPicking();
     this.addTools();
-    this.panel = make("section", { className: "compare", hidden: true, ariaLabel: "Comparison" });
-    this.scroll.after(this.panel);
-    if (!this.scroll.hasAttribute("tabindex")) this.scroll.tabIndex = 0;
-    this.scroll.setAttribute("role", "region");
-    this.scroll.ariaLabel ??= table.caption ? words(table.caption) : this.id;
     this.render();
   }
 
   readRows() {
     const seen = new Map();
-    return Array.from(this.body.rows, (tr, place) => {
-      const cells = Array.from(tr.cells, (node) => {
+    return Array.from(this.body.rows, (tr) => {
+      const cells = Array.from(tr.cells, (node, index) => {
+        node.classList.toggle("number", this.columns[index].isNumber);
         const { v = null, low = null, high = null } = node.dataset;
-        return { node, value: v, low, high, text: words(node) };
+        return { node, value: v, low, high, number: v === null ? NaN : Number(v), text: words(node) };
       });
-      this.columns.forEach((column, index) => cells[index].node.classList.toggle("number", column.isNumber));
-      const name = tr.dataset.arm ?? cells[0].value ?? cells[0].text;
-      const count = (seen.get(name) ?? 0) + 1;
-      seen.set(name, count);
-      const key = count > 1 ? `${name}~${count}` : name;
-      return { tr, place, key, cells, text: cells.map((cell) => cell.text).join(" ").toLowerCase() };
+      const name = tr.dataset.arm ?? cells[0].text;
+      seen.set(name, (seen.get(name) ?? 0) + 1);
+      const key = seen.get(name) > 1 ? `${name}~${seen.get(name)}` : name;
+      return { tr, key, cells, text: cells.map((cell) => cell.text).join(" ").toLowerCase() };
     });
   }
 
   clear() {
     this.q = "";
     this.sort = "";
-    this.columnsOn = new Set(this.columns.filter((column) => column.fixed || !column.hidden));
+    this.on = new Set(this.columns.filter((column) => column.fixed || !column.hidden));
     this.facets = new Map();
     this.picked = [];
   }
@@ -164,11 +159,11 @@ class View {
   /** The state as the query of a permalink; "" where nothing was changed. */
   query() {
     const pairs = [];
+    const optional = this.columns.filter((column) => !column.fixed);
     if (this.q) pairs.push(["q", [this.q]]);
     if (this.sort) pairs.push(["sort", [this.sort]]);
-    const optional = this.columns.filter((column) => !column.fixed);
-    if (optional.some((column) => this.columnsOn.has(column) === column.hidden)) {
-      pairs.push(["cols", optional.filter((column) => this.columnsOn.has(column)).map((column) => column.key)]);
+    if (optional.some((column) => this.on.has(column) === column.hidden)) {
+      pairs.push(["cols", optional.filter((column) => this.on.has(column)).map((column) => column.key)]);
     }
     for (const [key, value] of this.facets) pairs.push([`f.${key}`, [value]]);
     if (this.picked.length) pairs.push(["pick", this.picked.map((row) => row.key)]);
@@ -180,85 +175,86 @@ class View {
     return `#${this.id}${query && "?"}${query}`;
   }
 
-  /** Take a permalink's state; says so where it names what this table lacks. */
+  /** Takes a permalink's state, and says what it names that this table lacks. */
   restore(query) {
     if (query === this.query()) return;
     this.clear();
-    let missing = false;
-    const known = (thing) => thing || (missing = true, false);
+    const missing = [];
+    const find = (things, key) => things.find((one) => one.key === key) ?? (missing.push(key), null);
+    const findAll = (things, keys) => [...new Set(keys)].map((key) => find(things, key)).filter(Boolean);
     for (const [name, values] of parseQuery(query)) {
       const text = values.join(",");
-      if (name === "q") this.q = text;
-      else if (name === "sort") {
-        if (known(this.columns.some((column) => column.key === text.replace(/^-/, "")))) this.sort = text;
-      } else if (name === "cols") {
-        const keys = new Set(values);
-        this.columnsOn = new Set(this.columns.filter((column) => column.fixed || keys.has(column.key)));
-        values.forEach((key) => known(this.columns.some((column) => column.key === key)));
-      } else if (name === "pick") {
-        const rows = values.map((key) => this.rows.find((row) => row.key === key));
-        this.picked = rows.filter(known).slice(0, MOST_PICKED);
+      const column = name.startsWith("f.") ? find(this.columns.filter((one) => one.facet), name.slice(2)) : null;
+      if (name === "q") this.q = text.trim();
+      else if (name === "sort") this.sort = find(this.columns, text.replace(/^-/, "")) ? text : "";
+      else if (name === "pick") this.picked = findAll(this.rows, values).slice(0, MOST_PICKED);
+      else if (name === "cols") {
+        this.on = new Set([...this.columns.filter((one) => one.fixed), ...findAll(this.columns, values)]);
+      } else if (column && Array.from(column.menu.options).some((option) => option.value === text)) {
+        this.facets.set(column.key, text);
       } else {
-        const menu = this.menus.get(name.replace(/^f\./, ""));
-        const option = menu && Array.from(menu.options).find((one) => one.value === text);
-        if (known(option)) this.facets.set(name.slice(2), text);
+        missing.push(text);
       }
     }
     this.render();
-    if (missing) this.say("The link names rows, columns or values that this table does not have.");
+    if (missing.length) this.say(`The link names what this table lacks: ${missing.join(", ")}.`);
   }
 
   addSorting() {
-    for (const column of this.columns) {
-      const button = make("button", { type: "button", className: "sort" }, ...column.head.childNodes);
-      button.addEventListener("click", () => {
-        const orders = column.isNumber ? [`-${column.key}`, column.key, ""] : [column.key, `-${column.key}`, ""];
-        this.set({ sort: orders[(orders.indexOf(this.sort) + 1) % orders.length] });
-      });
-      column.head.append(button);
-      column.head.classList.toggle("number", column.isNumber);
+    for (const { head, key, isNumber } of this.columns) {
+      const button = make("button", { type: "button", className: "sort" }, ...head.childNodes);
+      const orders = isNumber ? [`-${key}`, key, ""] : [key, `-${key}`, ""];
+      button.addEventListener("click", () => this.set({ sort: orders[(orders.indexOf(this.sort) + 1) % 3] }));
+      head.append(button);
+      head.classList.toggle("number", isNumber);
     }
   }
 
   addPicking() {
-    const head = make("th", { scope: "col", className: "pick" }, make("span", { className: "unseen" }, "compare"));
-    this.table.tHead.rows[0].prepend(head);
+    const title = make("span", { className: "unseen" }, "compare");
+    this.table.tHead.rows[0].prepend(make("th", { scope: "col", className: "pick" }, title));
     for (const row of this.rows) {
       row.box = make("input", { type: "checkbox", ariaLabel: `Compare ${row.key}` });
+      row.box.addEventListener("change", () => this.pick(row));
       row.tr.prepend(make("td", { className: "pick" }, row.box));
     }
-    this.body.addEventListener("change", (event) => {
-      const row = this.rows.find((one) => one.box === event.target);
-      if (row.box.checked && this.picked.length === MOST_PICKED) {
-        row.box.checked = false;
-        this.say(`At most ${MOST_PICKED} rows can be compared.`);
-      } else {
-        this.pick(row, row.box.checked);
-      }
+    this.panel = make("section", { className: "compare", ariaLabel: "Comparison" });
+    this.more = this.button("", () => {
+      this.showAll();
+      this.scroll.focus();
     });
+    this.more.className = "more";
+    this.scroll.after(this.more, this.panel);
   }
 
-  pick(row, on) {
-    this.set({ picked: on ? [...this.picked, row] : this.picked.filter((one) => one !== row) });
+  showAll() {
+    this.limit = Infinity;
+    this.render();
+  }
+
+  pick(row) {
+    const others = this.picked.filter((one) => one !== row);
+    if (others.length === MOST_PICKED) {
+      row.box.checked = false;
+      this.say(`At most ${MOST_PICKED} rows can be compared.`);
+    } else {
+      this.set({ picked: others.length < this.picked.length ? others : [...others, row] });
+    }
   }
 
   addTools() {
     this.search = make("input", { type: "search", spellcheck: false, autocomplete: "off" });
     this.search.addEventListener("input", () => this.set({ q: this.search.value.trim() }, true));
-    this.menus = new Map(this.columns.filter((column) => column.facet).map((column) => [column.key, this.facet(column)]));
     this.status = make("output", { ariaLive: "polite" });
     const reset = this.button("Reset", () => {
       this.clear();
       this.set({});
-      this.search.focus();
     });
-    this.tools = make("div", { className: "tools", role: "group", ariaLabel: `Tools: ${this.table.dataset.name}` });
-    this.tools.append(make("label", {}, "Search ", this.search));
-    for (const [key, menu] of this.menus) {
-      const { label } = this.columns.find((column) => column.key === key);
-      this.tools.append(make("label", {}, `${label} `, menu));
-    }
-    this.tools.append(this.columnMenu(), this.exportMenu(), reset, this.status);
+    const facets = this.columns.filter((column) => column.facet);
+    this.tools = make("div", { className: "tools", role: "group", ariaLabel: `Tools of ${this.table.dataset.name}` },
+      make("label", {}, "Search", this.search),
+      ...facets.map((column) => make("label", {}, column.label, this.facetMenu(column))),
+      this.columnMenu(), this.exportMenu(), reset, this.status);
     this.scroll.before(this.tools);
   }
 
@@ -266,68 +262,73 @@ class View {
     return make("button", { type: "button", onclick: action }, label);
   }
 
-  /** A menu that opens below its button; Escape or a click elsewhere closes it. */
+  /** A menu that opens below its button; a choice, Escape or a click elsewhere closes it. */
   menu(label, ...children) {
     const summary = make("summary", {}, label);
-    const menu = make("details", { className: "menu" }, summary, make("div", {}, ...children));
-    menu.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !menu.open) return;
+    const box = make("div", {}, ...children);
+    const menu = make("details", { className: "menu" }, summary, box);
+    const close = (asked) => {
+      if (!asked || !menu.open) return;
       menu.open = false;
       summary.focus();
+    };
+    menu.addEventListener("toggle", () => {
+      box.classList.toggle("flip", box.getBoundingClientRect().right > document.documentElement.clientWidth);
     });
+    menu.addEventListener("keydown", (event) => close(event.key === "Escape"));
+    menu.addEventListener("click", (event) => close(event.target.closest("button")));
     document.addEventListener("click", (event) => {
       if (!menu.contains(event.target)) menu.open = false;
     });
     return menu;
   }
 
-  facet(column) {
-    const index = this.columns.indexOf(column);
-    const counts = new Map();
+  /** How many rows have each value of a column. */
+  counts(column) {
+    const found = new Map();
     for (const { cells } of this.rows) {
-      const { value, text } = cells[index];
-      if (value !== null) counts.set(value, { text, count: (counts.get(value)?.count ?? 0) + 1 });
+      const { value } = cells[column.index];
+      if (value !== null) found.set(value, (found.get(value) ?? 0) + 1);
     }
-    const options = [...counts].sort(([a], [b]) => COLLATOR.compare(a, b));
-    const menu = make("select", {}, make("option", { value: "" }, "all"));
-    menu.append(...options.map(([value, { text, count }]) => make("option", { value }, `${text} (${count})`)));
-    menu.addEventListener("change", () => {
+    return found;
+  }
+
+  facetMenu(column) {
+    const options = [...this.counts(column)].sort(([a], [b]) => COLLATOR.compare(a, b))
+      .map(([value, count]) => make("option", { value }, `${value} (${count})`));
+    column.menu = make("select", {}, make("option", { value: "" }, "all"), ...options);
+    column.menu.addEventListener("change", () => {
       const facets = new Map(this.facets);
-      if (menu.value) facets.set(column.key, menu.value);
+      if (column.menu.value) facets.set(column.key, column.menu.value);
       else facets.delete(column.key);
       this.set({ facets });
     });
-    return menu;
+    return column.menu;
   }
 
   columnMenu() {
+    const twice = (column) => this.columns.some((other) => other !== column && other.label === column.label);
     const labels = this.columns.filter((column) => !column.fixed).map((column) => {
       column.box = make("input", { type: "checkbox" });
       column.box.addEventListener("change", () => {
-        const columnsOn = new Set(this.columnsOn);
-        columnsOn[column.box.checked ? "add" : "delete"](column);
-        this.set({ columnsOn });
+        const on = new Set(this.on);
+        on[column.box.checked ? "add" : "delete"](column);
+        this.set({ on });
       });
-      return make("label", {}, column.box, column.label);
+      return make("label", {}, column.box, twice(column) ? `${column.label} (${column.key})` : column.label);
     });
     return this.menu("Columns", make("fieldset", {}, make("legend", { className: "unseen" }, "Columns"), ...labels));
   }
 
   exportMenu() {
-    const name = this.table.dataset.name;
-    const buttons = [
+    const { name, cite } = this.table.dataset;
+    const entry = JSON.parse(document.getElementById("citation")?.textContent ?? "{}")[cite];
+    return this.menu("Export",
       this.button("Download CSV", () => download(`${name}.csv`, "text/csv", this.csv())),
       this.button("Download JSON", () => download(`${name}.json`, "application/json", this.json())),
       this.button("Copy LaTeX", () => this.copy("LaTeX", this.latex())),
-      this.button("Copy link", () => this.copy("Link", new URL(this.link(), location.href).href)),
-    ];
-    const entries = JSON.parse(document.getElementById("citation")?.textContent ?? "{}");
-    const keys = (this.table.dataset.cite ?? "").split(/\s+/).filter((key) => Object.hasOwn(entries, key));
-    if (keys.length) {
-      const text = keys.map((key) => entries[key]).join("\n\n");
-      buttons.splice(3, 0, this.button("Copy BibTeX", () => this.copy("BibTeX", text)));
-    }
-    return this.menu("Export", ...buttons);
+      ...(typeof entry === "string" ? [this.button("Copy BibTeX", () => this.copy("BibTeX", entry))] : []),
+      this.button("Copy link", () => this.copy("Link", new URL(this.link(), location.href).href)));
   }
 
   async copy(what, text) {
@@ -351,54 +352,51 @@ class View {
 
   render() {
     const wanted = this.q.toLowerCase().split(/\s+/);
-    const filters = [...this.facets].map(([key, value]) =>
-      [this.columns.findIndex((column) => column.key === key), value]);
-    const shown = this.rows.filter((row) => wanted.every((word) => row.text.includes(word))
-      && filters.every(([index, value]) => row.cells[index].value === value));
-    this.shown = this.order(shown);
-    this.body.replaceChildren(...this.shown.map((row) => row.tr));
+    const filters = this.columns.filter((column) => this.facets.has(column.key));
+    this.shown = this.inOrder().filter((row) => wanted.every((word) => row.text.includes(word))
+      && filters.every((column) => row.cells[column.index].value === this.facets.get(column.key)));
+    const inBody = this.shown.slice(0, this.limit).map((row) => row.tr);
+    const same = inBody.length === this.body.rows.length && inBody.every((tr, place) => tr === this.body.rows[place]);
+    if (!same) this.body.replaceChildren(...inBody); // where nothing moves, a focused checkbox keeps its focus
+    const cut = this.shown.length > this.limit;
+    this.more.hidden = !cut;
+    this.more.textContent = `Show all ${this.shown.length} rows`;
     this.showColumns();
     this.showControls();
     this.comparePicked();
-    this.say(`${this.shown.length} of ${this.rows.length} rows`);
+    this.say(`${this.shown.length} of ${this.rows.length} rows${cut ? `, the first ${this.limit} shown` : ""}`);
   }
 
-  /** Sorted rows: missing values last both ways, equal ones in the page's order. */
-  order(rows) {
-    const key = this.sort.replace(/^-/, "");
-    const index = this.columns.findIndex((column) => column.key === key);
-    const { isNumber, head: sorted } = this.columns[index] ?? {};
-    const direction = this.sort.startsWith("-") ? -1 : 1;
-    for (const { head } of this.columns) head.removeAttribute("aria-sort");
-    if (!sorted) return rows;
-    sorted.ariaSort = direction < 0 ? "descending" : "ascending";
-    const missing = (value) => value === null || (isNumber && Number.isNaN(value));
-    const keyed = rows.map((row) => {
-      const { value } = row.cells[index];
-      return { row, value: isNumber && value !== null ? Number(value) : value };
-    });
-    keyed.sort((a, b) => {
-      const last = missing(a.value) - missing(b.value);
-      if (last || missing(a.value)) return last || a.row.place - b.row.place;
-      const found = isNumber ? (a.value > b.value) - (a.value < b.value) : COLLATOR.compare(a.value, b.value);
-      return direction * found || a.row.place - b.row.place;
-    });
-    return keyed.map(({ row }) => row);
+  /** All rows as sorted: missing values last both ways, equal ones in the page's order. */
+  inOrder() {
+    if (!this.orders.has(this.sort)) {
+      const { index, isNumber } = this.columns.find((column) => column.key === this.sort.replace(/^-/, ""));
+      const sign = this.sort.startsWith("-") ? -1 : 1;
+      const isMissing = ({ value, number }) => value === null || (isNumber && Number.isNaN(number));
+      const compare = (a, b) => (isNumber ? (a.number > b.number) - (a.number < b.number)
+        : COLLATOR.compare(a.value, b.value));
+      this.orders.set(this.sort, this.rows.toSorted(({ cells: { [index]: a } }, { cells: { [index]: b } }) =>
+        isMissing(a) - isMissing(b) || (isMissing(a) ? 0 : sign * compare(a, b))));
+    }
+    return this.orders.get(this.sort);
   }
 
   showColumns() {
-    this.columns.forEach((column, index) => {
-      const hidden = !this.columnsOn.has(column);
+    for (const column of this.columns) {
+      const hidden = !this.on.has(column);
+      if (column.key === this.sort) column.head.ariaSort = "ascending";
+      else if (`-${column.key}` === this.sort) column.head.ariaSort = "descending";
+      else column.head.removeAttribute("aria-sort");
       if (column.box) column.box.checked = !hidden;
-      if (column.head.hidden === hidden) return;
+      if (column.head.hidden === hidden) continue;
       column.head.hidden = hidden;
-      for (const row of this.rows) row.cells[index].node.hidden = hidden;
-    });
+      for (const row of this.rows) row.cells[column.index].node.hidden = hidden;
+    }
   }
 
   showControls() {
     if (this.search.value.trim() !== this.q) this.search.value = this.q;
-    for (const [key, menu] of this.menus) menu.value = this.facets.get(key) ?? "";
+    for (const column of this.columns) if (column.menu) column.menu.value = this.facets.get(column.key) ?? "";
     const picked = new Set(this.picked);
     for (const row of this.rows) {
       row.box.checked = picked.has(row);
@@ -411,56 +409,55 @@ class View {
     this.panel.hidden = this.picked.length < 2;
     if (this.panel.hidden) return this.panel.replaceChildren();
     const names = this.picked.map((row) => make("th", { scope: "col" }, row.cells[0].text, " ",
-      make("button", { type: "button", ariaLabel: `Remove ${row.key}`, onclick: () => this.pick(row, false) }, "×")));
-    const table = make("table", {}, make("caption", {}, `Side by side; differences are to ${this.picked[0].key}`));
-    table.createTHead().append(make("tr", {}, make("td"), ...names));
-    const body = table.createTBody();
-    this.columns.slice(1).forEach((column, after) => {
-      const cells = this.picked.map((row) => row.cells[after + 1]);
-      if (cells.every((cell) => cell.value === null)) return;
-      const unit = column.isNumber ? unitOf(cells) : null;
-      body.append(make("tr", {}, make("th", { scope: "row" }, column.label), ...cells.map((cell, place) => {
-        const node = make("td", { className: column.isNumber ? "number" : "" }, cell.text);
+      make("button", { type: "button", ariaLabel: `Remove ${row.key}`, onclick: () => this.pick(row) }, "×")));
+    const lines = this.columns.slice(1).flatMap((column) => {
+      const cells = this.picked.map((row) => row.cells[column.index]);
+      if (cells.every((cell) => cell.value === null)) return [];
+      const unit = unitOf(cells);
+      return [make("tr", {}, make("th", { scope: "row" }, column.label), ...cells.map((cell, place) => {
         const told = place && column.isNumber ? difference(cell, cells[0], unit) : "";
-        if (told) node.append(" ", make("span", { className: "difference" }, told));
-        return node;
-      })));
+        return make("td", { className: column.isNumber ? "number" : "" }, cell.text,
+          ...(told ? [" ", make("span", { className: "difference" }, told)] : []));
+      }))];
     });
-    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Rows side by side" }, table);
-    this.panel.replaceChildren(scroll);
+    const table = make("table", {}, make("caption", {}, `Side by side; differences are to ${this.picked[0].key}`),
+      make("thead", {}, make("tr", {}, make("td"), ...names)), make("tbody", {}, ...lines));
+    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Side by side" }, table);
+    return this.panel.replaceChildren(scroll);
   }
 
-  /** Fields of the columns in view: key, whether a number, and how to take it from a row. */
-  fields() {
-    return this.columns.flatMap((column, index) => !this.columnsOn.has(column) ? [] : [
-      { key: column.key, isNumber: column.isNumber, of: (row) => row.cells[index].value },
-      ...this.interval[index].map((end) =>
-        ({ key: `${column.key}_${end}`, isNumber: true, of: (row) => row.cells[index][end] })),
+  /** Rows and columns in view as [[key, value, whether a number], …]; interval ends follow their column. */
+  records() {
+    const ends = (column) => ["low", "high"].filter((end) => this.rows.some((row) => row.cells[column.index][end]));
+    const fields = this.columns.filter((column) => this.on.has(column)).flatMap((column) => [
+      { ...column, part: "value" },
+      ...ends(column).map((end) => ({ index: column.index, key: `${column.key}_${end}`, isNumber: true, part: end })),
     ]);
+    const read = (row) => fields.map(({ key, index, isNumber, part }) => [key, row.cells[index][part], isNumber]);
+    return { keys: fields.map((field) => field.key), lines: this.shown.map(read) };
   }
 
   csv() {
-    const fields = this.fields();
-    const lines = this.shown.map((row) => fields.map((field) => csvField(field.of(row), field.isNumber)));
-    return [fields.map((field) => csvField(field.key, false)), ...lines].map((line) => `${line.join(",")}\r\n`).join("");
+    const { keys, lines } = this.records();
+    const fields = [keys.map((key) => csvField(key, false)),
+      ...lines.map((line) => line.map(([, value, isNumber]) => csvField(value, isNumber)))];
+    return fields.map((line) => `${line.join(",")}\r\n`).join("");
   }
 
   json() {
-    const fields = this.fields();
-    const lines = this.shown.map((row) => fields.map((field) =>
-      `${JSON.stringify(field.key)}: ${jsonValue(field.of(row), field.isNumber)}`));
-    return `[\n${lines.map((line) => `  {${line.join(", ")}}`).join(",\n")}\n]\n`;
+    const pair = ([key, value, isNumber]) => `${JSON.stringify(key)}: ${jsonValue(value, isNumber)}`;
+    return `[\n${this.records().lines.map((line) => `  {${line.map(pair).join(", ")}}`).join(",\n")}\n]\n`;
   }
 
   latex() {
-    const columns = this.columns.map((column, index) => ({ ...column, index })).filter((column) => !column.head.hidden);
+    const columns = this.columns.filter((column) => this.on.has(column));
     const line = (texts) => `${texts.map(latexText).join(" & ")} \\\\`;
     return [
       "% \\usepackage{booktabs}", "\\begin{table}", "\\centering",
-      ...(this.table.caption ? [`\\caption{${latexText(words(this.table.caption))}}`] : []),
+      `\\caption{${latexText(words(this.table.caption))}}`,
       `\\begin{tabular}{${columns.map((column) => (column.isNumber ? "r" : "l")).join("")}}`, "\\toprule",
       line(columns.map((column) => column.label)), "\\midrule",
-      ...this.shown.map((row) => line(columns.map(({ index }) => row.cells[index].text))),
+      ...this.shown.map((row) => line(columns.map((column) => row.cells[column.index].text))),
       "\\bottomrule", "\\end{tabular}", "\\end{table}", "",
     ].join("\n");
   }
@@ -516,6 +513,9 @@ function start() {
   };
   addEventListener("popstate", restore);
   addEventListener("hashchange", restore);
+  addEventListener("beforeprint", () => {
+    for (const view of views.values()) view.showAll();
+  });
   restore();
 }
 
