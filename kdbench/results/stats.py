@@ -42,7 +42,7 @@ def average(values: Sequence[float]) -> float:
     try:
         return fmean(values)
     except OverflowError:
-        return math.fsum(min(value, sys.float_info.max) / len(values) for value in values)
+        return 2 * math.fsum(min(value, sys.float_info.max) / (2 * len(values)) for value in values)
 
 
 @np.errstate(over="ignore", invalid="ignore")

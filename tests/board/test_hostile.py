@@ -89,7 +89,7 @@ ATTRIBUTES = {
     *("data-v", "data-low", "data-high"),
     *("viewbox", "width", "height", "x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "d", "points", "transform"),
     *("text-anchor", "dominant-baseline", "xmlns", "preserveaspectratio", "aria-labelledby", "rx", "ry", "dx", "dy"),
-    *("aria-hidden", "aria-describedby", "focusable"),
+    *("aria-hidden", "font-size", "font-weight", "fill", "stroke-width", "stroke-dasharray"),
 }
 LINKS = re.compile(
     r"(?:[a-z0-9_.~-]+/|\.\./)*[a-z0-9_.~-]+\.(?:html|json|csv|css|js)(?:#[a-z0-9-]+)?|#[a-z0-9-]+|data:,"
