@@ -12,20 +12,9 @@ from types import TracebackType
 
 import click
 
-from kdbench import __version__, cli_sweeps
-from kdbench.cli_options import json_option, print_json, print_runs, print_tables, runs_option
-from kdbench.errors import DISK_FULL, KdbenchError, UsageError, unknown
-
-
-class Commands(click.Group):
-    """Answers an unknown command with the nearest one."""
-
-    def resolve_command(
-        self, context: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None:
-            raise unknown("command", args[0], self.list_commands(context))
-        return super().resolve_command(context, args)
+from kdbench import __version__, cli_board, cli_sweeps
+from kdbench.cli_options import Commands, json_option, print_json, print_runs, print_tables, problems_json, runs_option
+from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -165,8 +154,7 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
 
     report = store.validate(paths)
     if as_json:
-        problems = [{"path": str(p.path), "field": p.field, "message": p.message} for p in report.problems]
-        print_json({"valid": report.valid, "problems": problems})
+        print_json({"valid": report.valid, "problems": problems_json(report.problems)})
     else:
         for problem in report.problems:
             click.echo(f"{problem.path}: {problem.field}: {problem.message}", err=True)
@@ -236,7 +224,7 @@ def doctor(as_json: bool) -> None:
     print_json(told) if as_json else click.echo(present.doctor(told))
 
 
-for _command in cli_sweeps.COMMANDS:
+for _command in (*cli_sweeps.COMMANDS, cli_board.leaderboard):
     main.add_command(_command)
 
 

@@ -40,14 +40,21 @@ def test_the_wheel_holds_the_package_and_its_cards_and_nothing_else(wheel: Path)
     cards = {
         f"kdbench/_tasks/{path.relative_to(ROOT / 'tasks').as_posix()}" for path in (ROOT / "tasks").rglob("*.yaml")
     }
+    site = {
+        f"kdbench/_{path.relative_to(ROOT).as_posix()}"
+        for part in ("pages", "assets")
+        for path in (ROOT / "leaderboard" / part).rglob("*")
+        if path.is_file()
+    }
     sources = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "kdbench").rglob("*")
         if path.suffix in {".py", ".yaml", ".json"} and path.is_file()
     }
     assert "kdbench/families/graph/datasets.yaml" in sources and "kdbench/_tasks/gnn.yaml" in cards
-    assert cards | sources <= names
-    others = {name for name in names - cards - sources if ".dist-info/" not in name}
+    assert {"kdbench/_leaderboard/pages/index.html", "kdbench/_leaderboard/assets/board.js"} <= site
+    assert cards | site | sources <= names
+    others = {name for name in names - cards - site - sources if ".dist-info/" not in name}
     assert not others
 
 

@@ -137,6 +137,17 @@ def test_results_import_neither_torch_nor_what_imports_it(module: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("module", below("kdbench.board"))
+def test_the_board_reads_records_only(module: str) -> None:
+    assert not heavy(module)
+    assert not {name.partition(".")[0] for name in imports(module)} & HEAVY
+    assert not [
+        name
+        for name in imports(module)
+        if name.startswith(("kdbench.engine", "kdbench.families", "kdbench.launch", "kdbench.cli"))
+    ]
+
+
 @pytest.mark.parametrize("module", below("kdbench.launch"))
 def test_launchers_know_runs_and_no_methods(module: str) -> None:
     assert not heavy(module)

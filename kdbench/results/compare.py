@@ -8,18 +8,21 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import JsonValue
 
 from kdbench import hashing
 from kdbench.catalog import methods
 from kdbench.options import plain
+from kdbench.results.ranks import letters, pairwise
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, agreement, gap_closed, holm, mean_interval, paired
+from kdbench.results.stats import PairedDifference, agreement, average, fieller, gap_closed, holm, mean_interval, paired
 
 Mode = Literal["min", "max"]
+MOST_ARMS = 1000
+"""Arms of one table up to which all pairs are tested for letters."""
 COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", "peak_memory_bytes")
 
 
@@ -31,6 +34,12 @@ class Row:
     compared with that baseline. A control's ``delta_real`` is the same method with its real teacher minus the control,
     and its only p is ``p_real``, Holm-adjusted over the controls. ``method`` is ``teacher`` for the teacher; its ``n``
     counts different teachers.
+
+    ``scores`` and ``runs`` (configuration hashes) stand in the order of ``seeds``; the teacher's are of the runs that
+    tell it. ``default`` marks a method with its default hyper-parameters and no control. ``gap_interval`` is the
+    95 % interval of ``gap_closed`` (:func:`kdbench.results.stats.fieller`), None where it is not bounded.
+    Arms that share one of their ``letters`` are not distinguishable (:func:`kdbench.results.ranks.letters`, paired t
+    tests with Holm over all pairs); only arms without control that pair at least two seeds with another have any.
     """
 
     label: str
@@ -41,6 +50,9 @@ class Row:
     failed: int
     mean: float | None
     interval: tuple[float, float] | None
+    scores: tuple[float, ...] = ()
+    runs: tuple[str, ...] = ()
+    default: bool = False
     delta_alone: PairedDifference | None = None
     p_alone: float | None = None
     delta_kd: PairedDifference | None = None
@@ -48,6 +60,8 @@ class Row:
     delta_real: PairedDifference | None = None
     p_real: float | None = None
     gap_closed: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    letters: str = ""
     agreement: float | None = None
     parameters: float | None = None
     flops: float | None = None
@@ -89,11 +103,13 @@ class _Arm:
     control: str
     runs: Mapping[int, Record]
     failed: int
+    scores: Mapping[int, float]
+    """Test score by seed, in seed order."""
 
-    def scores(self, metric: str | None) -> dict[int, float]:
-        """Test score by seed, in seed order."""
-        found = ((seed, run.metrics.test) for seed, run in sorted(self.runs.items()) if run.metrics)
-        return {seed: test[metric] for seed, test in found if metric in test}
+    @property
+    def default(self) -> bool:
+        """Whether it is the method as it is, with default hyper-parameters and its real teacher."""
+        return self.label == self.method
 
 
 def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
@@ -122,7 +138,7 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
     chosen = next((record.selection for record in records if record.selection), None)
     metric = metric or (chosen.metric if chosen else None)
     mode = chosen.mode if chosen and chosen.metric == metric else None
-    arms, student = _arms(records), records[0].config["student"]
+    arms, student = _arms(records, metric), records[0].config["student"]
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
     teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
     alone, kd = (_baseline(arms, name) for name in ("alone", "kd"))
@@ -141,13 +157,20 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         mode=mode,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
-        rows=(*_teacher_rows(teachers, metric), *_adjusted([_row(a, arms, alone, kd, teachers, metric) for a in arms])),
+        rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, alone, kd, teachers, metric, mode)),
     )
 
 
 def _settings(command: str) -> tuple[str, ...]:
-    """The ``section.option=value`` words of a command that all arms share, but for the student's name."""
-    keys = ((word, word.partition("=")[0]) for word in shlex.split(command))
+    """The ``section.option=value`` words of a command that all arms share, but for the student's name.
+
+    A command whose quotes do not match has none.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ()
+    keys = ((word, word.partition("=")[0]) for word in words)
     return tuple(word for word, key in keys if "." in key and not key.startswith(("method.", "student.name")))
 
 
@@ -161,7 +184,7 @@ def _hyper(record: Record) -> dict[str, JsonValue]:
     return {k: v for k, v in method.items() if k != "name"} if isinstance(method, dict) else {}
 
 
-def _arms(records: Sequence[Record]) -> list[_Arm]:
+def _arms(records: Sequence[Record], metric: str | None) -> list[_Arm]:
     """The arms in table order. Of several runs of one arm and seed the last that finished well counts."""
     members: dict[tuple[int, str, str, str], list[Record]] = defaultdict(list)
     settings: dict[str, list[dict[str, JsonValue]]] = defaultdict(list)
@@ -170,13 +193,20 @@ def _arms(records: Sequence[Record]) -> list[_Arm]:
         hyper = _hyper(record)
         members[rank, record.method, hashing.canonical_json(hyper), record.control].append(record)
         settings[record.method].append(hyper)
+    differing = {method: _differing(given) for method, given in settings.items()}
     arms = []
     for key in sorted(members):
         runs = {record.seed: record for record in members[key] if record.status == "done"}
         failed = {record.seed for record in members[key]} - set(runs)
         _, method, _, control = key
-        arms.append(_Arm(_label(members[key][0], settings[method]), method, control, runs, len(failed)))
+        label = _label(members[key][0], differing[method])
+        arms.append(_Arm(label, method, control, runs, len(failed), _scores(runs, metric)))
     return arms
+
+
+def _scores(runs: Mapping[int, Record], metric: str | None) -> dict[int, float]:
+    found = ((seed, run.metrics.test) for seed, run in sorted(runs.items()) if run.metrics)
+    return {seed: test[metric] for seed, test in found if metric in test}
 
 
 @functools.cache
@@ -187,26 +217,37 @@ def _defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
     return plain(info.hyperparameters()) if info else None
 
 
-def _changed(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> dict[str, JsonValue]:
+def _differing(settings: Sequence[Mapping[str, JsonValue]]) -> frozenset[str]:
+    """Names of the hyper-parameters that are not the same in all settings."""
+    names = {name for setting in settings for name in setting}
+    first = settings[0]
+    return frozenset(name for name in names if any(other.get(name) != first.get(name) for other in settings))
+
+
+def _changed(record: Record, differing: frozenset[str]) -> dict[str, JsonValue]:
     """Hyper-parameters that are not the method's defaults; of an unknown method, those that differ among its runs."""
     own, defaults = _hyper(record), _defaults(record.family, record.method)
-    others = settings if defaults is None else [defaults]
-    return {name: value for name, value in own.items() if any(other.get(name) != value for other in others)}
+    if defaults is None:
+        return {name: value for name, value in own.items() if name in differing}
+    return {name: value for name, value in own.items() if defaults.get(name) != value}
 
 
-def _label(record: Record, settings: Sequence[Mapping[str, JsonValue]]) -> str:
+def _label(record: Record, differing: frozenset[str]) -> str:
     values = ", ".join(
-        f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in _changed(record, settings).items()
+        f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in _changed(record, differing).items()
     )
-    control = "" if record.control == "none" else f" · {record.control.replace('_', ' ')}"
-    return record.method + (f" ({values})" if values else "") + control
+    return record.method + (f" ({values})" if values else "") + _control(record.control)
+
+
+def _control(control: str) -> str:
+    return "" if control == "none" else f" · {control.replace('_', ' ')}"
 
 
 def _baseline(arms: Sequence[_Arm], method: str) -> _Arm | None:
     def rank(arm: _Arm) -> tuple[bool, int, float]:
         chosen = [run.selection for run in arm.runs.values() if run.selection]
         return (
-            arm.label == method,
+            arm.default,
             len(arm.runs),
             sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen),
         )
@@ -225,35 +266,77 @@ def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Ro
     different = {(run.teacher.sha256, score): score for _, run, score in scored if run.teacher and score is not None}
     if not different:
         return []
-    seeds = tuple(seed for seed, _, score in scored if score is not None)
-    return [Row("teacher", "teacher", "none", len(different), seeds, 0, fmean(different.values()), None)]
+    known = [(seed, run, score) for seed, run, score in scored if score is not None]
+    return [
+        Row(
+            label="teacher",
+            method="teacher",
+            control="none",
+            n=len(different),
+            seeds=tuple(seed for seed, _, _ in known),
+            failed=0,
+            mean=average(list(different.values())),
+            interval=None,
+            scores=tuple(score for _, _, score in known),
+            runs=tuple(run.config_hash for _, run, _ in known),
+        )
+    ]
 
 
-def _row(
-    arm: _Arm,
+def _student_rows(
     arms: Sequence[_Arm],
     alone: _Arm | None,
     kd: _Arm | None,
     teachers: Mapping[int, Record],
     metric: str | None,
-) -> Row:
-    own = arm.scores(metric)
-    base = alone.scores(metric) if alone else {}
-    mean, interval = mean_interval(list(own.values())) if own else (None, None)
-    row = Row(arm.label, arm.method, arm.control, len(own), tuple(own), arm.failed, mean, interval)
-    row = replace(row, agreement=_agreement(arm, teachers), **_costs(arm))
-    if arm is alone:
-        return row
+    mode: Mode | None,
+) -> list[Row]:
+    real = {arm.label: arm for arm in reversed(arms) if arm.control == "none"}
+    upper = {seed: score for seed, run in teachers.items() if (score := _teacher_score(run, metric)) is not None}
+    rows = []
+    for arm in arms:
+        mean, interval = mean_interval(list(arm.scores.values())) if arm.scores else (None, None)
+        row = Row(
+            label=arm.label,
+            method=arm.method,
+            control=arm.control,
+            n=len(arm.scores),
+            seeds=tuple(arm.scores),
+            failed=arm.failed,
+            mean=mean,
+            interval=interval,
+            scores=tuple(arm.scores.values()),
+            runs=tuple(arm.runs[seed].config_hash for seed in arm.scores),
+            default=arm.default,
+            agreement=_agreement(arm, teachers),
+            **_costs(arm),
+            **({} if arm is alone else _differences(arm, real, alone, kd, upper)),
+        )
+        rows.append(row)
+    return _tested(rows, mode)
+
+
+def _differences(
+    arm: _Arm, real: Mapping[str, _Arm], alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, float]
+) -> dict[str, Any]:
+    """The fields of a row that hold its arm against others."""
+    own, base = arm.scores, alone.scores if alone else {}
+    named = real.get(arm.label.removesuffix(_control(arm.control))) if arm.control != "none" else None
     common = [seed for seed in own if seed in base]
-    real = next((a for a in arms if a.control == "none" != arm.control and arm.label.startswith(f"{a.label} · ")), None)
-    taught = [_teacher_score(teachers.get(seed), metric) for seed in common]
-    return replace(
-        row,
-        delta_alone=_delta(own, base),
-        delta_kd=_delta(own, kd.scores(metric)) if kd and arm is not kd else None,
-        delta_real=_delta(real.scores(metric), own) if real else None,
-        gap_closed=gap_closed([own[seed] for seed in common], [base[seed] for seed in common], taught),
+    closed = gap_closed(
+        [own[seed] for seed in common], [base[seed] for seed in common], [teachers.get(seed) for seed in common]
     )
+    interval = None
+    if closed is not None:
+        gains = [own[seed] - base[seed] for seed in common]
+        interval = fieller(gains, [teachers[seed] - base[seed] for seed in common])
+    return {
+        "delta_alone": _delta(own, base),
+        "delta_kd": _delta(own, kd.scores) if kd and arm is not kd else None,
+        "delta_real": _delta(named.scores, own) if named else None,
+        "gap_closed": closed,
+        "gap_interval": interval,
+    }
 
 
 def _delta(own: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference | None:
@@ -269,17 +352,17 @@ def _agreement(arm: _Arm, teachers: Mapping[int, Record]) -> float | None:
         teacher = source.teacher.predictions if source and source.teacher else None
         if run.predictions and teacher and len(run.predictions) == len(teacher):
             shares.append(agreement(run.predictions, teacher))
-    return fmean(shares) if shares else None
+    return average(shares) if shares else None
 
 
 def _costs(arm: _Arm) -> dict[str, Any]:
     costs = [run.costs for run in arm.runs.values() if run.costs]
     known = {name: [v for cost in costs if (v := getattr(cost, name)) is not None] for name in COSTS}
-    return {name: fmean(values) if values else None for name, values in known.items()}
+    return {name: average(values) if values else None for name, values in known.items()}
 
 
-def _adjusted(rows: Sequence[Row]) -> list[Row]:
-    """The rows with Holm-adjusted p: over the methods for each baseline, and over the controls."""
+def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
+    """The rows with letters and Holm-adjusted p: over the methods for each baseline, and over the controls."""
 
     def adjusted(deltas: Iterable[PairedDifference | None]) -> list[float | None]:
         return holm([delta.p if delta else None for delta in deltas])
@@ -288,5 +371,20 @@ def _adjusted(rows: Sequence[Row]) -> list[Row]:
     p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
     p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
     p_real = adjusted(row.delta_real for row in rows)
-    found = zip(rows, p_alone, p_kd, p_real, strict=True)
-    return [replace(row, p_alone=a, p_kd=k, p_real=r) for row, a, k, r in found]
+    found = zip(rows, p_alone, p_kd, p_real, _letters(rows, mode), strict=True)
+    return [replace(row, p_alone=a, p_kd=k, p_real=r, letters=shared) for row, a, k, r, shared in found]
+
+
+def _letters(rows: Sequence[Row], mode: Mode | None) -> list[str]:
+    """The letters of each row, from the best mean on; none in a table of more than ``MOST_ARMS``."""
+    given = [""] * len(rows)
+    some = [index for index, row in enumerate(rows) if row.control == "none" and row.n > 1]
+    if len(some) > MOST_ARMS:
+        return given
+    p = pairwise([dict(zip(rows[index].seeds, rows[index].scores, strict=True)) for index in some])
+    tested = np.flatnonzero(~np.isnan(p).all(axis=1))
+    means = np.array([rows[some[position]].mean for position in tested], dtype=float)
+    order = np.argsort(means if mode == "min" else -means, kind="stable")
+    for position, shared in zip(tested, letters(p[np.ix_(tested, tested)], order.tolist()), strict=True):
+        given[some[position]] = shared
+    return given

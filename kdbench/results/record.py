@@ -75,11 +75,19 @@ def _reject(faults: Iterable[Fault]) -> None:
         raise ValidationError.from_exception_data("Record", lines)
 
 
+def _jsonable(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_jsonable, value.values()))
+    if isinstance(value, list):
+        return all(map(_jsonable, value))
+    return math.isfinite(value) if isinstance(value, float) else value is None or isinstance(value, str | int)
+
+
 def _plain(config: object) -> object:
     """Refuse what JSON cannot hold, before pydantic's union of JSON types would blur the path to it."""
-    for loc, leaf in _leaves(config):
-        if not isinstance(leaf, str | int | float | None) or (isinstance(leaf, float) and not math.isfinite(leaf)):
-            _reject([(loc, f"{leaf!r} is not a finite number, text, true, false or null")])
+    if not _jsonable(config):
+        loc, leaf = next((loc, leaf) for loc, leaf in _leaves(config) if not _jsonable(leaf))
+        _reject([(loc, f"{leaf!r} is not a finite number, text, true, false or null")])
     return config
 
 
@@ -275,6 +283,8 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
     yield from ((("config", key), "is missing") for key in CONFIG_KEYS if key not in config)
     if not isinstance(method, dict) or "name" not in method:
         yield ("config", "method"), "should be an object with a name and the hyper-parameters"
+    elif method["name"] == "teacher":
+        yield ("method",), "'teacher' is the name of the teacher's row in every table"
     elif method["name"] != record.method:
         yield ("method",), f"'{record.method}', but config.method.name is {method['name']!r}"
     for key in ("task", "scale", "control", "seed"):
@@ -318,20 +328,33 @@ def dumps(record: Record) -> str:
 _TWICE = object()
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which a key that was given twice holds ``_TWICE``, to be found with its path afterwards."""
-    keys = [key for key, _ in pairs]
-    return dict(pairs) if len(set(keys)) == len(keys) else {k: _TWICE if keys.count(k) > 1 else v for k, v in pairs}
+def _parsed(text: str | bytes) -> tuple[object, list[str]]:
+    """A JSON value and the paths of keys that were given more than once. Raises ValueError or RecursionError."""
+    doubled = False
+
+    def pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal doubled
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        doubled = True
+        keys = [key for key, _ in pairs]
+        return {key: _TWICE if keys.count(key) > 1 else value for key, value in pairs}
+
+    raw = json.loads(text, object_pairs_hook=pairs)
+    # The walk over every value is worth its time only when there is something to find.
+    leaves = _leaves(raw) if doubled else ()
+    return raw, [".".join(map(str, loc)) for loc, leaf in leaves if leaf is _TWICE]
 
 
 def loads(text: str | bytes, where: Path | str) -> Record:
     """Read and check a record; ``where`` names it in errors. Raises InvalidRecord, which lists every wrong field."""
     try:
-        raw = json.loads(text, object_pairs_hook=_pairs)
+        raw, twice = _parsed(text)
     except (ValueError, RecursionError) as error:
         reason = f"is not JSON: {error}" if text.strip() else "is empty"
         raise InvalidRecord(where, [Problem("file", reason)]) from None
-    if twice := [".".join(map(str, loc)) for loc, leaf in _leaves(raw) if leaf is _TWICE]:
+    if twice:
         raise InvalidRecord(where, [Problem(field, "this key is given more than once") for field in twice])
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

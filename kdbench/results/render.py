@@ -92,64 +92,66 @@ def footnotes(comparison: Comparison) -> list[str]:
         notes.append("train s: the student's training + the method's other stages")
     teacher = next((row.mean for row in comparison.rows if row.method == "teacher"), None)
     alone = next((row.mean for row in students if row.label == comparison.alone), None)
-    if teacher is not None and alone is not None and comparison.mode and not _better(teacher - alone, comparison):
+    if teacher is not None and alone is not None and comparison.mode and not better(teacher - alone, comparison):
         notes.append("the teacher is no better than the student alone: gap closed says nothing here")
     return notes
 
 
-def _better(difference: float, comparison: Comparison) -> bool:
+def better(difference: float, comparison: Comparison) -> bool:
+    """Whether a difference of scores is one for the better."""
     return difference < 0 if comparison.mode == "min" else difference > 0
 
 
 def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -> str:
     metric = comparison.metric
-    unit = " points" if _percent(metric) else ""
-    shown = _signed(delta.mean, metric) + unit
+    unit = " points" if percent(metric) else ""
+    shown = signed(delta.mean, metric) + unit
     if delta.low is None or delta.high is None or delta.detectable is None or p is None:
-        return f"{shown}: one paired seed, no test"
+        return f"{shown}: {'one paired seed' if delta.n == 1 else 'a spread beyond measure'}, no test"
     if delta.low == delta.high:
         return f"{shown} in each of {delta.n} paired seeds: no spread for a test to judge by; add seeds"
-    result = f"{shown} [{_signed(delta.low, metric)}, {_signed(delta.high, metric)}], p {_equals(p)}"
+    result = f"{shown} [{signed(delta.low, metric)}, {signed(delta.high, metric)}], p {_equals(p)}"
     if p >= LEVEL:
-        could = _number(delta.detectable, metric)
+        could = number(delta.detectable, metric)
         return f"{result}: no detectable difference ({delta.n} paired seeds could detect {could}{unit})"
     if comparison.mode is None:
         return f"{result}: {'higher' if delta.mean > 0 else 'lower'}"
-    return f"{result}: {'better' if _better(delta.mean, comparison) else 'worse'}"
+    return f"{result}: {'better' if better(delta.mean, comparison) else 'worse'}"
 
 
 def _headings(comparison: Comparison) -> list[str]:
     metric = comparison.metric or "score"
-    shown = f"{metric} %" if _percent(metric) else metric
+    shown = f"{metric} %" if percent(metric) else metric
     return [shown if index == 2 else heading for index, heading in enumerate(HEADINGS)]
 
 
 def _cells(row: Row, metric: str | None) -> list[str]:
     alone, kd = row.delta_alone, row.delta_kd
-    half = f" ± {_number((row.interval[1] - row.interval[0]) / 2, metric)}" if row.interval else ""
+    half = f" ± {number((row.interval[1] - row.interval[0]) / 2, metric)}" if row.interval else ""
     return [
         row.label,
         str(row.n),
-        MISSING if row.mean is None else _number(row.mean, metric) + half,
-        MISSING if alone is None else _signed(alone.mean, metric),
-        MISSING if row.p_alone is None else _p(row.p_alone),
-        MISSING if kd is None else _signed(kd.mean, metric),
-        MISSING if row.p_kd is None else _p(row.p_kd),
-        MISSING if row.gap_closed is None else _minus(f"{row.gap_closed:.2f}"),
+        MISSING if row.mean is None else number(row.mean, metric) + half,
+        MISSING if alone is None else signed(alone.mean, metric),
+        MISSING if row.p_alone is None else p_value(row.p_alone),
+        MISSING if kd is None else signed(kd.mean, metric),
+        MISSING if row.p_kd is None else p_value(row.p_kd),
+        MISSING if row.gap_closed is None else fixed(row.gap_closed, 2),
         MISSING if row.agreement is None else f"{100 * row.agreement:.2f}",
-        MISSING if row.parameters is None else _count(row.parameters),
-        MISSING if row.flops is None else f"{row.flops / 1e6:.3g}" if row.flops < 1e9 else f"{row.flops / 1e6:.0f}",
-        MISSING if row.latency_ms is None else f"{row.latency_ms:.2f}",
-        MISSING if row.train_seconds is None else f"{row.train_seconds:.1f}" + _stages(row),
-        MISSING if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f}",
+        MISSING if row.parameters is None else count(row.parameters),
+        MISSING if row.flops is None else f"{row.flops / 1e6:.3g}" if row.flops < 1e9 else fixed(row.flops / 1e6, 0),
+        MISSING if row.latency_ms is None else fixed(row.latency_ms, 2),
+        MISSING if row.train_seconds is None else fixed(row.train_seconds, 1) + _stages(row),
+        MISSING if row.peak_memory_bytes is None else fixed(row.peak_memory_bytes / 1e6, 0),
     ]
 
 
 def _stages(row: Row) -> str:
-    return f"+{row.stage_seconds:.1f}" if row.stage_seconds else ""
+    return f"+{fixed(row.stage_seconds, 1)}" if row.stage_seconds else ""
 
 
-def _percent(metric: str | None) -> bool:
+def percent(metric: str | None) -> bool:
+    """Whether scores of this metric are shown in percent, and differences in points."""
     return metric is not None and metric.endswith(PERCENT)
 
 
@@ -157,24 +159,34 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _number(value: float, metric: str | None) -> str:
-    return _minus(f"{100 * value:.2f}" if _percent(metric) else f"{value:.4g}")
+def fixed(value: float, places: int) -> str:
+    """A number with so many decimal places; one that would need more than nine digits before them in powers of ten."""
+    return _minus(f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.4g}")
 
 
-def _signed(value: float, metric: str | None) -> str:
+def number(value: float, metric: str | None) -> str:
+    """A score, in percent where its metric is shown so."""
+    return fixed(100 * value, 2) if percent(metric) else _minus(f"{value:.4g}")
+
+
+def signed(value: float, metric: str | None) -> str:
+    """A difference of scores with its sign, in points where its metric is shown in percent."""
     # Adding 0 turns a −0 that rounding left into +0.
-    return _minus(f"{round(100 * value, 2) + 0.0:+.2f}" if _percent(metric) else f"{value + 0.0:+.4g}")
+    shown = f"{round(100 * value, 2) + 0.0:+.2f}" if abs(value) < 1e7 else f"{100 * value:+.4g}"
+    return _minus(shown if percent(metric) else f"{value + 0.0:+.4g}")
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p value, without the leading "p"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _equals(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {_p(p)}"
+    return "< 0.001" if p < 0.001 else f"= {p_value(p)}"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A count with three digits and the unit k, M or G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g}{unit}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 # Differences of scores that are equal but for the last bits of a float are equal.
 ROUNDING = 1e-12
@@ -24,29 +28,49 @@ class PairedDifference:
     detectable: float | None
 
 
+@functools.cache
+def t_quantile(probability: float, freedom: int) -> float:
+    """The quantile of Student's t distribution with ``freedom`` degrees of freedom."""
+    return float(special.stdtrit(freedom, probability))
+
+
+def average(values: Sequence[float]) -> float:
+    """The arithmetic mean, also where no float holds the sum; larger integers count as the largest float.
+
+    Raises StatisticsError for no values.
+    """
+    try:
+        return fmean(values)
+    except OverflowError:
+        return 2 * math.fsum(min(value, sys.float_info.max) / (2 * len(values)) for value in values)
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float] | None]:
     """Mean and its two-sided Student t interval: x̄ ± t_{(1+level)/2, n−1} · s / √n.
 
-    The interval is in the unit of the values, and None for one value. Raises ValueError for none.
+    The interval is in the unit of the values, and None for one value or where no float holds it. Raises ValueError for
+    none.
     """
     if not values:
         raise ValueError("The mean of no values is not defined.")
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return mean, None
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return mean, (mean - half, mean + half)
+    center, n = float(np.mean(values)), len(values)
+    if not math.isfinite(center):
+        return average(values), None
+    half = float(t_quantile((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else math.inf
+    return center, (center - half, center + half) if math.isfinite(half) else None
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
     """Two-sided paired t test of a − b, with its 95 % interval and the smallest difference it could detect.
 
-    With d = a − b, p is that of t = d̄ √n / s_d at n − 1 degrees of freedom (``scipy.stats.ttest_rel``), and
+    With d = a − b, p = 2 F(−|t|) where t = d̄ √n / s_d and F is Student's t distribution at n − 1 degrees of freedom.
     detectable = (t_{0.975, n−1} + t_{0.8, n−1}) · s_d / √n, the difference found with 80 % power at the 5 % level.
     Where all differences are equal, s_d is 0 and t is not defined: p is 1 if they are all 0, and otherwise 0, the limit
     of t → ∞. That limit says how the test behaves, not that the effect is certain: few seeds and a small test set give
-    equal differences by chance. One pair has no interval, p or detectable. Raises ValueError for unequal lengths or no
-    pairs.
+    equal differences by chance. One pair has no interval, p or detectable, and neither have differences whose spread
+    no float holds. Raises ValueError for unequal lengths or no pairs.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"Pairs need two equally long, non-empty sequences, not {len(a)} and {len(b)} values.")
@@ -56,16 +80,15 @@ def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
         differences[:] = 0.0
     elif np.ptp(differences) <= scale:
         differences[:] = differences[0]
-    n, mean = len(differences), float(differences.mean())
-    if n == 1:
-        return PairedDifference(n, mean, None, None, None, None)
+    n, center = len(differences), float(differences.mean())
+    error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else math.inf
+    if not math.isfinite(center + error):
+        return PairedDifference(n, average(np.nan_to_num(differences).tolist()), None, None, None, None)
     if np.ptp(differences) == 0:
-        return PairedDifference(n, mean, mean, mean, float(mean == 0), 0.0)
-    error = float(differences.std(ddof=1) / np.sqrt(n))
-    t = float(stats.t.ppf(0.975, n - 1))
-    power = float(stats.t.ppf(0.8, n - 1))
-    p = float(stats.ttest_rel(a, b).pvalue)
-    return PairedDifference(n, mean, mean - t * error, mean + t * error, p, (t + power) * error)
+        return PairedDifference(n, center, center, center, float(center == 0), 0.0)
+    t, power = t_quantile(0.975, n - 1), t_quantile(0.8, n - 1)
+    p = float(2 * special.stdtr(n - 1, -abs(center / error)))
+    return PairedDifference(n, center, center - t * error, center + t * error, p, (t + power) * error)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -82,22 +105,64 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def gap_closed(method: Sequence[float], alone: Sequence[float], teacher: Sequence[float | None]) -> float | None:
     """(method − alone) / (teacher − alone), a ratio of means over the same seeds: 0 = no gain, 1 = the teacher's score.
 
-    None when there are no values, a seed's teacher is missing, or |teacher − alone| < 1e-12. Negative also when the
-    teacher is the one that is worse than the student alone.
+    None when there are no values, a seed's teacher is missing, |teacher − alone| < 1e-12, or no float holds the ratio.
+    Negative also when the teacher is the one that is worse than the student alone.
     """
     known = [value for value in teacher if value is not None]
     if not (method and alone and known) or len(known) < len(teacher):
         return None
     base = float(np.mean(alone))
     gap = float(np.mean(known)) - base
-    return None if abs(gap) < ROUNDING else (float(np.mean(method)) - base) / gap
+    closed = math.nan if abs(gap) < ROUNDING else (float(np.mean(method)) - base) / gap
+    return closed if math.isfinite(closed) else None
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def fieller(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Fieller's confidence interval of the ratio of means ρ = E[x] / E[y] of paired values, for ``gap_closed``.
+
+    It holds every ρ that a t test of x − ρ y does not reject: (x̄ − ρ ȳ)² ≤ c (s_xx − 2 ρ s_xy + ρ² s_yy) with
+    c = t²_{(1+level)/2, n−1} / n and sample (co)variances s. With δ = ρ − x̄ / ȳ, e = x − (x̄ / ȳ) y and
+    A = ȳ² − c s_yy this is A δ² + 2 c s_ey δ − c s_ee ≤ 0, so
+
+        δ = (−c s_ey ± √(c² s_ey² + A c s_ee)) / A.
+
+    A constant y leaves the t interval of x̄, divided by y. None where no bounded interval exists: A ≤ 0, which is where
+    ȳ does not differ from 0 at this level; for fewer than two pairs; and where no float holds the interval. Raises
+    ValueError for unequal lengths.
+    Source: Fieller (1954), Journal of the Royal Statistical Society B 16, 175-185.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"Pairs need two equally long sequences, not {len(x)} and {len(y)} values.")
+    n = len(x)
+    if n < 2:
+        return None
+    over, under = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if np.ptp(under) <= ROUNDING * max(1.0, float(np.abs(under).max())):
+        under = np.full(n, under.mean())
+    base = float(under.mean())
+    c = t_quantile((1 + level) / 2, n - 1) ** 2 / n
+    if abs(base) < ROUNDING or (leading := base**2 - c * float(under.var(ddof=1))) <= 0:
+        return None
+    ratio = float(over.mean()) / base
+    rest = over - ratio * under
+    rest -= rest.mean()
+    s_ee, s_ey = (float(rest @ other) / (n - 1) for other in (rest, under - base))
+    root = np.sqrt((c * s_ey) ** 2 + leading * c * s_ee)
+    low, high = ratio + float(-c * s_ey - root) / leading, ratio + float(-c * s_ey + root) / leading
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def agreement(a: str, b: str) -> float:
-    """Share in [0, 1] of examples with the same prediction. Raises ValueError for other lengths or no examples."""
+    """Share in [0, 1] of examples with the same prediction, one ASCII character each.
+
+    Raises ValueError for other lengths, no examples or other characters.
+    """
     if len(a) != len(b) or not a:
         raise ValueError(f"Predictions of {len(a)} and {len(b)} examples cannot be compared.")
-    return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
+    mine, theirs = (np.frombuffer(text.encode("ascii"), dtype=np.uint8) for text in (a, b))
+    return int(np.count_nonzero(mine == theirs)) / len(a)

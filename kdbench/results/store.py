@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,7 @@ OWN_TEACHERS = ("ema", "co-trained", "several")
 def _pairings(record: Record) -> Iterator[tuple[str, tuple[object, ...], object]]:
     """What records that pair must share: the field, which records pair in it, and this record's value."""
     pair = (record.group, record.seed)
+    yield "family", (record.task,), record.family
     if record.data:
         yield "data.sha256", pair, record.data.sha256
         yield "data.split_sha256", pair, record.data.split_sha256
@@ -69,10 +70,11 @@ def _pairings(record: Record) -> Iterator[tuple[str, tuple[object, ...], object]
         yield f"seeds.{axis}", (record.seed,), number
 
 
-def check(records: Sequence[tuple[Path, Record]]) -> list[Fault]:
+def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
     """Faults that only show across records: a run given twice, and arms that do not share data, teacher or seeds.
 
-    Among records that must agree, those that differ from the commonest value (the first, if several are) are at fault.
+    Among records that must agree, those that differ from the commonest value (the first, if several are) are at fault;
+    where some are at ``trusted`` paths, it is the commonest of theirs.
     """
     faults: list[Fault] = []
     runs: dict[str, Path] = {}
@@ -84,8 +86,11 @@ def check(records: Sequence[tuple[Path, Record]]) -> list[Fault]:
         for field, pairing, value in _pairings(record):
             shared[field, pairing].append((path, value))
     for (field, _), values in shared.items():
-        (common, _), *others = Counter(value for _, value in values).most_common()
-        witness = next(path for path, value in values if value == common) if others else None
+        if all(value == values[0][1] for _, value in values):
+            continue
+        judges = [(path, value) for path, value in values if path in trusted] or values
+        ((common, _),) = Counter(value for _, value in judges).most_common(1)
+        witness = next(path for path, value in judges if value == common)
         faults += [Fault(path, field, f"{v}, but {common} in {witness}") for path, v in values if v != common]
     return faults
 

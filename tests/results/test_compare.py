@@ -14,7 +14,7 @@ from rich.console import Console
 from kdbench.results.compare import Comparison, Row, compare, to_json
 from kdbench.results.record import Record
 from kdbench.results.render import markdown, table, title, verdicts
-from kdbench.results.stats import holm, paired
+from kdbench.results.stats import fieller, holm, paired
 
 Arms = Callable[..., list[Record]]
 ALONE, KD, OURS, RANDOM = [36, 38, 35, 39, 37], [40, 43, 39, 41, 42], [41, 42, 40, 44, 41], [36, 37, 36, 38, 38]
@@ -267,3 +267,41 @@ def test_a_teacher_that_is_no_better_is_said(arms: Arms) -> None:
     warning = "the teacher is no better than the student alone"
     assert warning in markdown(one([*arms("alone", ALONE), *arms("kd", KD, teacher_right=30)]))
     assert warning not in markdown(one([*arms("alone", ALONE), *arms("kd", KD)]))
+
+
+def test_scores_and_runs_stand_in_the_order_of_seeds(records: list[Record]) -> None:
+    comparison = one(records[::-1])
+    for found in comparison.rows:
+        if found.method != "teacher":
+            assert len(found.seeds) == len(found.scores) == len(found.runs) == found.n
+    ours = row(comparison, "lingugkd")
+    assert ours.scores == pytest.approx([x / 60 for x in OURS])
+    assert ours.runs == tuple(r.config_hash for r in records if r.method == "lingugkd" and r.control == "none")
+    teacher = row(comparison, "teacher")
+    assert teacher.scores == (0.9,) * 5 and set(teacher.runs) <= {r.config_hash for r in records if r.teacher}
+
+
+def test_defaults_are_marked(arms: Arms, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdbench.results import compare as module
+
+    monkeypatch.setattr(module, "_defaults", lambda family, method: {"temperature": 1.0})
+    runs = [*arms("kd", KD, hyper={"temperature": 1.0}), *arms("kd", KD, hyper={"temperature": 2.0})]
+    control = arms("kd", RANDOM, hyper={"temperature": 1.0}, control="random_teacher", teacher_right=20)
+    assert [r.label for r in one([*runs, *control]).rows if r.default] == ["kd"]
+
+
+def test_the_interval_of_the_gap(records: list[Record]) -> None:
+    comparison = one(records)
+    gains, gaps = [(o - a) / 60 for o, a in zip(OURS, ALONE, strict=True)], [(54 - a) / 60 for a in ALONE]
+    assert row(comparison, "lingugkd").gap_interval == pytest.approx(fieller(gains, gaps))
+    assert row(comparison, "alone").gap_interval is row(comparison, "teacher").gap_interval is None
+    single = one([record for record in records if record.seed == 0])
+    assert row(single, "kd").gap_closed is not None and row(single, "kd").gap_interval is None
+
+
+def test_letters_of_a_table(arms: Arms, make: Callable[..., Record], records: list[Record]) -> None:
+    far = [50, 54, 49, 52, 52]
+    comparison = one([*records, *arms("far", far), make("single", 0, 40)])
+    found = {r.label: r.letters for r in comparison.rows}
+    assert found["teacher"] == found["single"] == found["lingugkd · random teacher"] == ""
+    assert (found["far"], found["kd"], found["lingugkd"], found["alone"]) == ("a", "b", "b", "c")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from kdbench.results.stats import agreement, gap_closed, holm, mean_interval, paired
+from kdbench.results.stats import agreement, average, fieller, gap_closed, holm, mean_interval, paired
 
 A = [0.81, 0.84, 0.79, 0.86, 0.80]
 B = [0.80, 0.80, 0.77, 0.85, 0.77]
@@ -114,3 +116,78 @@ def test_agreement() -> None:
     for a, b in (("01", "012"), ("", "")):
         with pytest.raises(ValueError, match="cannot be compared"):
             agreement(a, b)
+
+
+def test_an_agreement_of_characters_beyond_ascii_is_refused() -> None:
+    with pytest.raises(ValueError, match="ascii"):
+        agreement("é", "é")
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 40])
+def test_paired_to_twelve_digits_of_scipy(n: int) -> None:
+    draw = np.random.default_rng(n)
+    for scale in (1e-6, 1.0, 1e6):
+        a, b = (list(draw.normal(0.1, 1, n) * scale) for _ in range(2))
+        reference = scipy_stats.ttest_rel(a, b)
+        interval, result = reference.confidence_interval(0.95), paired(a, b)
+        found = (result.p, result.low, result.high)
+        assert found == pytest.approx((reference.pvalue, interval.low, interval.high), rel=1e-12, abs=1e-12 * scale)
+
+
+def test_fieller_by_its_definition() -> None:
+    # The ends are the ratios ρ for which a t test of x − ρ y has p = 0.05; any ρ between them is not rejected.
+    x, y = [0.02, 0.05, 0.03, 0.06, 0.02], [0.08, 0.11, 0.07, 0.12, 0.10]
+    interval = fieller(x, y)
+    assert interval
+
+    def p(ratio: float) -> float:
+        return float(scipy_stats.ttest_1samp(np.asarray(x) - ratio * np.asarray(y), 0).pvalue)
+
+    assert [p(end) for end in interval] == pytest.approx([0.05, 0.05])
+    assert interval[0] < sum(x) / sum(y) < interval[1] and p(sum(x) / sum(y)) == pytest.approx(1)
+    narrower = fieller(x, y, level=0.5)
+    assert narrower and [p(end) for end in narrower] == pytest.approx([0.5, 0.5])
+
+
+def test_fieller_of_a_constant_gap_is_the_t_interval() -> None:
+    x = [0.02, 0.05, 0.03, 0.06, 0.02]
+    _, interval = mean_interval(x)
+    assert interval and fieller(x, [0.1] * 5) == pytest.approx((interval[0] / 0.1, interval[1] / 0.1))
+    assert fieller(x, [-0.1] * 5) == pytest.approx((-interval[1] / 0.1, -interval[0] / 0.1))
+    assert fieller([0.1, 0.1], [0.2, 0.2]) == (0.5, 0.5)
+
+
+def test_fieller_covers_95_percent() -> None:
+    draw, hits, trials = np.random.default_rng(7), 0, 4000
+    covariance = [[1.0, 0.6], [0.6, 2.0]]
+    for _ in range(trials):
+        x, y = draw.multivariate_normal([3.0, 10.0], covariance, 6).T
+        interval = fieller(list(x), list(y))
+        assert interval
+        hits += interval[0] <= 0.3 <= interval[1]
+    # Three standard errors of a share of 4,000.
+    assert hits / trials == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / trials))
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([0.1, 0.2], [0.3, -0.2]), ([0.1, 0.2], [0.0, 0.0]), ([0.1], [0.2]), ([], []), ([1e308, -1e308], [1.0, 1.1])],
+)
+def test_fieller_without_a_finite_interval(x: list[float], y: list[float]) -> None:
+    assert fieller(x, y) is None
+
+
+def test_fieller_needs_pairs() -> None:
+    with pytest.raises(ValueError, match="equally long"):
+        fieller([1.0], [1.0, 2.0])
+
+
+def test_absurd_numbers_leave_what_a_float_holds() -> None:
+    huge = [1e308, 1.5e308, 1.7e308]
+    assert average(huge) == pytest.approx(1.4e308) and average([0.1, 0.2]) == pytest.approx(0.15)
+    assert average([10**400, 0]) == pytest.approx(sys.float_info.max / 2)
+    assert mean_interval(huge) == (pytest.approx(1.4e308), None)
+    result = paired(huge, [-1e308, 0.0, 1.0])
+    assert result.n == 3 and math.isfinite(result.mean) and result.low is result.p is result.detectable is None
+    assert paired([1e200, 3e200, 2e200], [0.0, 0.0, 0.0]).p is None
+    assert gap_closed(huge, [0.1] * 3, [0.2] * 3) is None

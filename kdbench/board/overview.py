@@ -1,0 +1,141 @@
+"""The pages across tasks: overview, families, methods, about; and the rows of all tasks as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdbench import describe
+from kdbench.board import docstrings, figures, pages, safe, tables
+from kdbench.board.model import Task, installed_card, installed_method
+from kdbench.board.task_page import put
+from kdbench.cards import read_card, task_paths
+from kdbench.catalog import methods
+from kdbench.results.compare import Comparison, Row
+
+
+def write_overviews(tasks: Sequence[Task], folder: Path) -> None:
+    """Write ``index.html``, ``about.html``, ``family/…``, ``method/…`` and ``data/results.*``."""
+    families = sorted({task.family for task in tasks})
+    own = {family: [task for task in tasks if task.family == family] for family in families}
+    put(folder / "about.html", pages.page("about.html", 0, "About", families))
+    put(folder / "index.html", _index(tasks, own))
+    for family, members in own.items():
+        put(folder / "family" / f"{safe.slug(family)}.html", _family(family, members, families))
+        for method in _methods_of(family, members):
+            name = f"{safe.slug(family)}--{safe.slug(method)}.html"
+            put(folder / "method" / name, _method(family, method, members, families))
+    rows = tables.rows_for_machines(
+        ({"task": task.name, "family": task.family, "scale": view.comparison.scale, "comparison": view.id}, table)
+        for task in tasks
+        for view in task.views
+        for table in [tables.comparison_table(view, task)]
+    )
+    put(folder / "data" / "results.csv", tables.to_csv(rows))
+    put(folder / "data" / "results.json", tables.to_json(rows))
+
+
+def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
+    names = {(task.family, method) for task in tasks for method in task.methods}
+    counts = {"records": f"{sum(task.records for task in tasks):,}", "methods": len(names), "tasks": len(tasks)}
+    summaries = [
+        {
+            "id": safe.identifier(family),
+            "name": family,
+            "tasks": members,
+            "sentence": _sentence(members),
+            "figures": figures.gaps(members, ""),
+        }
+        for family, members in own.items()
+    ]
+    caption = "Every method on every task, in the task's comparison with most records"
+    return pages.page(
+        "index.html",
+        depth=0,
+        title="Overview",
+        families=list(own),
+        counts=counts,
+        summaries=summaries,
+        results=tables.headline_table(tasks, "overview", caption, ""),
+        cites=pages.citation("overview", tasks),
+    )
+
+
+def _sentence(tasks: Sequence[Task]) -> str:
+    """How many results of ``kd`` and methods differ from ``alone``, and how."""
+    found = [
+        tables.delta_cell(row.delta_alone, row.p_alone, comparison).state if row.p_alone is not None else ""
+        for comparison, row in _results(tasks)
+    ]
+    told = [
+        f"{found.count('better')} better than the student alone",
+        f"{found.count('worse')} worse",
+        f"{found.count('unclear')} not distinguishable",
+    ]
+    untested = f", {found.count('')} without a test" if found.count("") else ""
+    return f"Of {len(found)} results: {', '.join(told)}{untested} (paired t tests, Holm within each comparison)."
+
+
+def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
+    """The rows of the headline comparisons that are held against ``alone``."""
+    comparisons = [task.headline.comparison for task in tasks]
+    return [(one, row) for one in comparisons for row in tables.headline_rows(one) if row.method != "alone"]
+
+
+def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
+    have, ranks = {task.name for task in tasks}, figures.ranks(tasks)
+    cards = [read_card(path, name, False) for name, path in task_paths().items()]
+    found = [
+        {"name": task.name, "slug": task.slug, "records": task.records, "title": card.title if card else ""}
+        for task in tasks
+        for card in [installed_card(task.name)]
+    ]
+    recorded = {method for task in tasks for method in task.methods}
+    listed = [
+        {"name": name, "title": info.title if info else "", "records": name in recorded}
+        for name in _methods_of(family, tasks)
+        for info in [installed_method(family, name)]
+    ]
+    caption = "Every method on every task of the family, in the task's comparison with most records"
+    return pages.page(
+        "family.html",
+        depth=1,
+        title=safe.name(family.replace("_", " ")),
+        families=families,
+        family=family,
+        sentence=_sentence(tasks),
+        tasks=found,
+        waiting=[card.name for card in cards if card.family == family and card.name not in have],
+        methods=listed,
+        figures=[*figures.gaps(tasks, "../"), *ranks.figures],
+        ranks=ranks.sentence,
+        results=tables.headline_table(tasks, f"family-{safe.slug(family)}", caption, "../", families=False),
+        cites=pages.citation(family, tasks),
+    )
+
+
+def _methods_of(family: str, tasks: Sequence[Task]) -> list[str]:
+    """The methods with records in the family and those installed for it alone."""
+    known = {info.name for info in methods() if info.family == family}
+    return sorted(known | {method for task in tasks for method in task.methods})
+
+
+def _method(family: str, method: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
+    info = installed_method(family, method)
+    told: dict[str, Any] | None = describe.method(info) if info else None
+    return pages.page(
+        "method.html",
+        depth=1,
+        title=f"{safe.name(method)} ({safe.name(family.replace('_', ' '))})",
+        families=families,
+        family=family,
+        method=method,
+        info=told,
+        paper=safe.link(info.paper) if info else None,
+        doc=docstrings.blocks(info.doc) if info else (),
+        differences=docstrings.differences(info.doc) if info else (),
+        results=tables.method_table(tasks, method, "../"),
+        settings=tables.settings_table(tasks, method, "../"),
+        cites=pages.citation(f"{family} {method}", tasks),
+    )

@@ -1,0 +1,422 @@
+"""The tables of the pages, as columns and cells that a template, CSV and JSON can be made from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kdbench.board import safe
+from kdbench.board.model import Task, View, rows_of
+from kdbench.cards import Reported
+from kdbench.results import render
+from kdbench.results.compare import Comparison, Row
+from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, percent, signed
+from kdbench.results.stats import PairedDifference, holm, paired
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``facet`` gets a menu of its values, ``hidden`` is shown on demand where there is a script."""
+
+    key: str
+    title: str
+    type: Literal["text", "number"] = "number"
+    facet: bool = False
+    hidden: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A word beside a value: generated, scale, control, reported or failed."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` is for people, ``value`` exact; no value: missing."""
+
+    text: str = MISSING
+    value: str | int | float | None = None
+    low: float | None = None
+    high: float | None = None
+    href: str | None = None
+    state: Literal["", "better", "worse", "unclear"] = ""
+    badges: tuple[Badge, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table, named by ``key``."""
+
+    key: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. ``name`` is the file name of its downloads, ``cite`` the key of its citation."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    cite: str = "kdbench"
+
+
+def text(value: str | None, href: str | None = None, badges: tuple[Badge, ...] = ()) -> Cell:
+    """A cell of text."""
+    return Cell() if value is None else Cell(safe.cut(value, 160), safe.cut(value), href=href, badges=badges)
+
+
+def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
+    """A cell of a number; a number that is missing or not finite is missing."""
+    held = safe.finite(value)
+    return Cell() if held is None else Cell(shown if shown is not None else f"{held:,}", held, **more)
+
+
+def arm_cell(row: Row, family: str, root: str) -> Cell:
+    """The arm's name, linked to its method's page."""
+    badges: tuple[Badge, ...] = () if row.control == "none" else (Badge("control", "control"),)
+    badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
+    href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
+    return text(row.label, href, badges)
+
+
+def score_cell(row: Row, metric: str | None) -> Cell:
+    """Mean ± half of its 95 % interval."""
+    if safe.finite(row.mean) is None or row.mean is None:
+        return Cell()
+    low, high = (None, None) if row.interval is None else map(safe.finite, row.interval)
+    if low is None or high is None:
+        return Cell(number(row.mean, metric), row.mean + 0.0)
+    return Cell(f"{number(row.mean, metric)} ± {number((high - low) / 2, metric)}", row.mean + 0.0, low, high)
+
+
+def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
+    """A paired difference with its interval; its state says whether p is below the level, and in which direction."""
+    if delta is None or safe.finite(delta.mean) is None:
+        return Cell()
+    low, high, shown = safe.finite(delta.low), safe.finite(delta.high), signed(delta.mean, comparison.metric)
+    if low is not None and high is not None:
+        shown += f" [{signed(low, comparison.metric)}, {signed(high, comparison.metric)}]"
+    state: Literal["", "better", "worse", "unclear"] = "unclear"
+    if p is not None and p < LEVEL and comparison.mode is not None:
+        state = "better" if better(delta.mean, comparison) else "worse"
+    return Cell(shown, delta.mean + 0.0, low, high, state=state)
+
+
+def p_cell(p: float | None) -> Cell:
+    """A p value."""
+    return figure(p, None if p is None else p_value(p))
+
+
+def gap_cell(row: Row) -> Cell:
+    """The share of the gap to the teacher that is closed, with its interval where it is bounded."""
+    gap = safe.finite(row.gap_closed)
+    if gap is None:
+        return Cell()
+    low, high = (None, None) if row.gap_interval is None else map(safe.finite, row.gap_interval)
+    bounds = "" if low is None or high is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
+    return Cell(fixed(gap, 2) + bounds, gap, *((low, high) if bounds else ()))
+
+
+def cost_cells(row: Row) -> tuple[Cell, ...]:
+    """Parameters, FLOPs, latency, training time, stages' time and peak memory."""
+    return (
+        figure(row.parameters, _shown(row.parameters, count)),
+        figure(row.flops, _shown(row.flops, count)),
+        figure(row.latency_ms, _shown(row.latency_ms, lambda value: fixed(value, 2))),
+        figure(row.train_seconds, _shown(row.train_seconds, lambda value: fixed(value, 1))),
+        figure(row.stage_seconds, _shown(row.stage_seconds, lambda value: fixed(value, 1))),
+        figure(row.peak_memory_bytes, _shown(row.peak_memory_bytes, lambda value: fixed(value / 1e6, 0))),
+    )
+
+
+def _shown(value: float | None, write: Any) -> str | None:
+    held = safe.finite(value)
+    return None if held is None else str(write(held))
+
+
+COSTS = (
+    Column("parameters", "parameters", help="parameters of the deployed student"),
+    Column("flops", "FLOPs", hidden=True, help="floating-point operations of one forward pass"),
+    Column("latency_ms", "latency ms", help="median time of one forward pass"),
+    Column("train_seconds", "train s", help="wall time of the student's training"),
+    Column("stage_seconds", "stages s", help="wall time of the method's other stages"),
+    Column("peak_memory_bytes", "peak MB", hidden=True, help="peak memory of the training"),
+)
+
+
+def score_title(metric: str | None) -> str:
+    """What the column of scores is called."""
+    return f"{safe.name(metric)} %" if metric and percent(metric) else safe.name(metric) if metric else "score"
+
+
+def kind_of(row: Row) -> str:
+    """Whether a row is the teacher, a baseline, a method or a control."""
+    if row.control != "none":
+        return "control"
+    return {"teacher": "teacher", "alone": "baseline", "kd": "baseline"}.get(row.method, "method")
+
+
+def comparison_table(view: View, task: Task, root: str = "../") -> Table:
+    """One row for each arm of a comparison."""
+    comparison = view.comparison
+    others = sorted({name for found in view.others.values() for name in found})[:12]
+    columns = (
+        Column("arm", "arm", "text"),
+        Column("kind", "kind", "text", facet=True, hidden=True),
+        Column("n", "seeds", help="runs that finished"),
+        Column("failed", "failed", hidden=True, help="runs that failed"),
+        Column("mean", score_title(comparison.metric), help="mean over seeds ± half of its 95 % interval"),
+        Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
+        Column("p_alone", "p", help="paired t test against alone, Holm over the methods"),
+        Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
+        Column("p_kd", "p", help="paired t test against kd, Holm over the methods"),
+        Column("delta_real", "real − control", hidden=True, help="the method with its real teacher minus this control"),
+        Column("p_real", "p", hidden=True, help="paired t test of real − control, Holm over the controls"),
+        Column("letters", "group", "text", help="arms that share a letter are not distinguishable"),
+        Column("gap_closed", "gap closed", help="(arm − alone) / (teacher − alone) [95 % interval]"),
+        Column("agreement", "agreement %", help="share of test examples predicted as the teacher predicts them"),
+        *COSTS,
+        *(Column(f"test.{safe.key(name)}", score_title(name), hidden=True, help="mean over seeds") for name in others),
+    )
+    lines = []
+    for row in comparison.rows:
+        share = safe.finite(row.agreement)
+        cells = (
+            arm_cell(row, task.family, root),
+            text(kind_of(row)),
+            figure(row.n),
+            figure(row.failed),
+            score_cell(row, comparison.metric),
+            delta_cell(row.delta_alone, row.p_alone, comparison),
+            p_cell(row.p_alone),
+            delta_cell(row.delta_kd, row.p_kd, comparison),
+            p_cell(row.p_kd),
+            delta_cell(row.delta_real, row.p_real, comparison),
+            p_cell(row.p_real),
+            text(row.letters or None),
+            gap_cell(row),
+            figure(share, None if share is None else fixed(100 * share, 2)),
+            *cost_cells(row),
+            *(_other(view.others.get(row.label, {}).get(name), name) for name in others),
+        )
+        lines.append(Line(safe.key(row.label), cells))
+    return Table(f"{task.slug}-{view.id}", render_title(comparison), columns, tuple(lines))
+
+
+def _other(value: float | None, metric: str) -> Cell:
+    return figure(value, _shown(value, lambda held: number(held, metric)))
+
+
+def render_title(comparison: Comparison) -> str:
+    """The comparison in words, short enough for a caption."""
+    return safe.cut(render.title(comparison), 300)
+
+
+def context_cells(view: View, task: Task, root: str) -> tuple[Cell, ...]:
+    """Family, task, scale, data, student and metric of a row that stands among those of other comparisons."""
+    one = view.comparison
+    generated = (Badge("generated", "generated data"),) if one.generated else ()
+    return (
+        text(task.family, f"{root}family/{safe.slug(task.family)}.html"),
+        text(task.name, f"{root}task/{task.slug}.html#{view.id}", generated),
+        text(one.scale),
+        text(view.student),
+        text(one.metric),
+    )
+
+
+CONTEXT = (
+    Column("family", "family", "text", facet=True),
+    Column("task", "task", "text", facet=True),
+    Column("scale", "scale", "text", facet=True),
+    Column("student", "student", "text", facet=True),
+    Column("metric", "metric", "text", facet=True, hidden=True),
+)
+
+RESULTS = (
+    Column("n", "seeds", help="runs that finished"),
+    Column("mean", "score", help="mean test score ± half of its 95 % interval, in the task's metric"),
+    Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
+    Column("p_alone", "p", help="paired t test against alone, Holm over the task's methods"),
+    Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
+    Column("p_kd", "p", help="paired t test against kd, Holm over the task's methods"),
+    Column("gap_closed", "gap closed", help="(method − alone) / (teacher − alone) [95 % interval]"),
+    Column("train_seconds", "train s", help="wall time of the student's training"),
+)
+
+
+def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
+    """The cells of ``RESULTS``."""
+    return (
+        figure(row.n),
+        score_cell(row, comparison.metric),
+        delta_cell(row.delta_alone, row.p_alone, comparison),
+        p_cell(row.p_alone),
+        delta_cell(row.delta_kd, row.p_kd, comparison),
+        p_cell(row.p_kd),
+        gap_cell(row),
+        figure(row.train_seconds, _shown(row.train_seconds, lambda value: fixed(value, 1))),
+    )
+
+
+def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, families: bool = True) -> Table:
+    """One row for each method of every task, from the task's comparison with most records; ``families`` are named."""
+    first = 0 if families else 1
+    columns = (Column("arm", "method", "text", facet=True), *CONTEXT[first:], *RESULTS)
+    lines = []
+    for task in tasks:
+        view = task.headline
+        for row in headline_rows(view.comparison):
+            cells = (arm_cell(row, task.family, root), *context_cells(view, task, root)[first:])
+            line = (*cells, *result_cells(row, view.comparison))
+            lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
+    return Table(name, caption, columns, tuple(lines))
+
+
+def headline_rows(comparison: Comparison) -> list[Row]:
+    """The arms of a comparison with default settings, and those of a method without them; no teacher, no control."""
+    real = [row for row in comparison.rows if row.method != "teacher" and row.control == "none" and row.n]
+    shown = {row.method for row in real if row.default}
+    baselines = {comparison.alone, comparison.kd}
+    kept = []
+    for row in real:
+        if row.method in ("alone", "kd"):
+            if row.label in baselines:
+                kept.append(row)
+        elif row.default or row.method not in shown:
+            kept.append(row)
+    return kept
+
+
+def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
+    """One row for each comparison, setting and control of a method."""
+    setting = (Column("arm", "settings", "text"), Column("kind", "kind", "text", facet=True, hidden=True))
+    lines = []
+    for task in tasks:
+        for view, row in rows_of(task, method):
+            cells = (arm_cell(row, task.family, root), text(kind_of(row)), *context_cells(view, task, root)[1:])
+            line = (*cells, *result_cells(row, view.comparison))
+            lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), line))
+    return Table(f"method-{safe.slug(method)}", "", (*setting, *CONTEXT[1:], *RESULTS), tuple(lines))
+
+
+def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
+    """What other than default settings change: each such arm minus the method's default one, paired by seed."""
+    found = []
+    for task in tasks:
+        for view in task.views:
+            rows = [r for r in view.comparison.rows if r.method == method and r.control == "none" and r.n]
+            default = next((row for row in rows if row.default), None)
+            for row in rows if default else ():
+                assert default is not None
+                base = dict(zip(default.seeds, default.scores, strict=True))
+                pairs = [(own, base[s]) for s, own in zip(row.seeds, row.scores, strict=True) if s in base]
+                if row is not default and pairs:
+                    delta = paired([own for own, _ in pairs], [other for _, other in pairs])
+                    found.append((task, view, row, delta))
+    adjusted = holm([delta.p for *_, delta in found])
+    lines = []
+    for (task, view, row, delta), p in zip(found, adjusted, strict=True):
+        difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
+        cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
+        lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))
+    columns = (
+        Column("arm", "settings", "text"),
+        *CONTEXT[1:],
+        Column("n", "pairs", help="seeds that both settings have"),
+        Column("delta_default", "Δ default", help="paired difference to the default settings [95 % interval]"),
+        Column("p_default", "p", help="paired t test, Holm over this table"),
+    )
+    return Table(f"settings-{safe.slug(method)}", "", columns, tuple(lines))
+
+
+def reported_table(task: Task, reported: Iterable[Reported]) -> Table:
+    """Published numbers, each beside what was measured here for the same arm, student and metric."""
+    columns = (
+        Column("arm", "arm", "text"),
+        Column("student", "student", "text", facet=True),
+        Column("metric", "metric", "text"),
+        Column("reported", "reported", help="the publication's number, in its own setting"),
+        Column("measured", "measured here", help="mean over seeds ± half of its 95 % interval"),
+        Column("n", "seeds"),
+        Column("scale", "scale", "text"),
+        Column("source", "source", "text"),
+    )
+    lines = []
+    for place, entry in enumerate(reported):
+        view, row = _measured(task, entry)
+        spread = "" if entry.spread is None else f" ± {number(entry.spread, entry.metric)}"
+        shown = figure(entry.value, number(entry.value, entry.metric) + spread, badges=(Badge("reported", "reported"),))
+        cells = (
+            text(entry.arm),
+            text(entry.student),
+            text(entry.metric),
+            shown,
+            score_cell(row, entry.metric) if row else Cell(),
+            figure(row.n) if row else Cell(),
+            text(view.comparison.scale, f"#{view.id}") if view else Cell(),
+            text(entry.source),
+        )
+        lines.append(Line(f"{place + 1} {safe.key(entry.arm)}", cells))
+    return Table(f"{task.slug}-reported", "Reported in publications, not measured here", columns, tuple(lines))
+
+
+def _measured(task: Task, entry: Reported) -> tuple[View | None, Row | None]:
+    """The row of the same arm, student and metric; of several that of the comparison with most records."""
+    for view in task.views:
+        one = view.comparison
+        if one.metric == entry.metric and entry.student in (None, one.student):
+            for row in one.rows:
+                if row.method == entry.arm and row.control == "none" and (row.default or row.method == "teacher"):
+                    return view, row
+    return None, None
+
+
+def rows_for_machines(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]:
+    """The tables' rows as JSON-able objects: exact values, ``KEY_low`` and ``KEY_high`` beside those with an interval.
+
+    The first items of each are the given context of its table.
+    """
+    found = []
+    for context, table in tables:
+        bounded = {
+            column.key
+            for index, column in enumerate(table.columns)
+            if any(line.cells[index].low is not None for line in table.lines)
+        }
+        for line in table.lines:
+            row: dict[str, Any] = dict(context)
+            for column, cell in zip(table.columns, line.cells, strict=True):
+                row[column.key] = cell.value
+                if column.key in bounded:
+                    row |= {f"{column.key}_low": cell.low, f"{column.key}_high": cell.high}
+            found.append(row)
+    return found
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV with one header of all their keys; missing values are empty."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(safe.spreadsheet, keys))
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        writer.writerow(safe.spreadsheet(v) if isinstance(v, str) else "" if v is None else v for v in values)
+    return out.getvalue()
+
+
+def to_json(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as a JSON list, one row a line."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in rows)
+    return f"[\n{lines}\n]\n" if rows else "[]\n"

@@ -1,0 +1,47 @@
+"""Work spread over processes that inherit their input."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_inherited: tuple[Callable[[Any], Any], Sequence[Any]] | None = None
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread(function: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
+    """``map(function, items)`` in ``jobs`` forked processes, in order; one process where nothing can be forked.
+
+    Function and items are inherited, so only results are sent. Nested use is not possible.
+    """
+    global _inherited
+    if jobs <= 1 or len(items) <= 1 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(function, items)
+        return
+    _inherited = (function, items)
+    try:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _leave_interrupts_to_the_parent) as pool:
+            yield from pool.map(_call, range(len(items)))
+    finally:
+        _inherited = None
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(index: int) -> Any:
+    assert _inherited is not None
+    function, items = _inherited
+    return function(items[index])

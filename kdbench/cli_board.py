@@ -1,0 +1,121 @@
+"""Commands for the leaderboard: its static site, and contributions to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kdbench.cli_options import Commands, json_option, print_comparisons, print_json, problems_json
+
+
+@click.group(cls=Commands)
+def leaderboard() -> None:
+    """Build, show and add to the static site of the records.
+
+    \b
+    kdbench leaderboard build leaderboard/records -o build/site
+    kdbench leaderboard serve build/site
+    kdbench leaderboard submit runs
+    """
+
+
+@leaderboard.command(name="build")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORDS…")
+@click.option("--output", "-o", "site", required=True, type=click.Path(path_type=Path), help="Folder of the site.")
+@json_option
+def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
+    """Make the site of all records; with one that does not hold, list every problem and write nothing.
+
+    \b
+    kdbench leaderboard build leaderboard/records -o build/site
+    kdbench leaderboard build leaderboard/records runs -o build/site --json
+    """
+    from kdbench.board.build import build
+
+    report = build(paths, site)
+    if as_json:
+        done = {"records": report.records, "tasks": report.tasks, "pages": report.pages}
+        print_json({"site": None if report.problems else str(site), **done, "problems": problems_json(report.problems)})
+    elif report.problems:
+        _tell(report.problems)
+        click.echo(f"Nothing was written: {len(report.problems)} problems in {report.records} records.", err=True)
+    else:
+        click.echo(f"{report.records} records of {report.tasks} tasks on {report.pages} pages: {site / 'index.html'}")
+    if report.problems:
+        sys.exit(1)
+
+
+@leaderboard.command()
+@click.argument("site", type=click.Path(path_type=Path))
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+def serve(site: Path, port: int) -> None:
+    """Show a site that was built, on this machine alone, until Ctrl-C.
+
+    \b
+    kdbench leaderboard serve build/site
+    kdbench leaderboard serve build/site --port 0
+    """
+    from kdbench.board.serve import serve as serving
+
+    serving(site, port, lambda address: click.echo(f"{address}  (Ctrl-C ends)"))
+
+
+@leaderboard.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD…")
+@click.option(
+    "--to",
+    "published",
+    default=Path("leaderboard/records"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the published records.",
+)
+@click.option("--write", "write", is_flag=True, help="Write the records to their places below it.")
+@json_option
+def submit(paths: tuple[Path, ...], published: Path, write: bool, as_json: bool) -> None:
+    """Prepare a contribution: check records, alone and against the published ones, and compare them.
+
+    \b
+    kdbench leaderboard submit runs
+    kdbench leaderboard submit runs/gnn/lingugkd --write
+    """
+    from kdbench.board import submit as submitting
+
+    found = submitting.prepare(paths, published)
+    written = submitting.write(found) if write else []
+    if as_json:
+        from kdbench.results.compare import to_json
+
+        print_json(
+            {
+                "places": [str(path) for path, _ in found.places],
+                "known": found.known,
+                "written": [str(path) for path in written],
+                "notes": found.notes,
+                "problems": problems_json(found.problems),
+                "comparisons": [to_json(comparison) for comparison in found.comparisons],
+            }
+        )
+    elif found.problems:
+        _tell(found.problems)
+        click.echo(f"{len(found.problems)} problems; nothing was written.", err=True)
+    else:
+        print_comparisons(found.comparisons)
+        click.echo("\n".join(f"note: {note}" for note in found.notes) + "\n" * bool(found.notes), nl=False)
+        for path, _ in found.places:
+            click.echo(f"{'wrote' if write else 'would write'} {path}")
+        hint = "" if write or not found.places else "; --write does it"
+        click.echo(f"{len(found.places)} new, {found.known} published already{hint}")
+    if found.problems:
+        sys.exit(1)
+
+
+def _tell(problems: Sequence[Any]) -> None:
+    from kdbench.board.safe import clean
+
+    for problem in problems:
+        click.echo(clean(f"{problem.path}: {problem.field}: {problem.message}"), err=True)
