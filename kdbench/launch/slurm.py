@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +23,7 @@ from kdbench.launch.job import execute, on_signal, prepare
 from kdbench.launch.sweep import Run, Slurm, Sweep, shared
 
 PREPARATION = "preparation"
+LAST_WAIT = 3600.0  # seconds; longer than the grace time of most partitions
 
 T = TypeVar("T")
 
@@ -65,13 +66,14 @@ class _Runs(_Task):
         requeue = signal.getsignal(signal.SIGUSR2)  # submitit's own handler: it queues the task again and exits
         late: list[bool] = []
         on_signal(signal.SIGUSR2, lambda: late.append(True))
-        on_signal(signal.SIGTERM)  # preemption or cancellation, after which SLURM decides
+        on_signal(signal.SIGTERM)  # preemption or cancellation: SLURM decides what comes after
         job = JobEnvironment().job_id
         try:
             execute(Run(**work), self.root, self.folder, Job(job, "").log, job)
         except StoppedError:
             if not late:
-                sys.exit(128 + signal.SIGTERM)
+                time.sleep(LAST_WAIT)  # SLURM queues a preempted job again only if it is there to be killed
+                raise
             assert callable(requeue)
             requeue(signal.SIGUSR2, None)
 
