@@ -126,16 +126,17 @@ def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path
     assert numbers(asked) == locally(words, tmp_path / "local")
 
 
-def test_a_signal_that_preempts_is_met_by_a_checkpoint_that_the_queue_goes_on_from(
+def test_a_run_that_a_more_urgent_job_preempts_checkpoints_and_goes_on_afterwards(
     tmp_path: Path, cluster: LocalCluster
 ) -> None:
     words = ["task=gnn", "method=lingugkd", "trainer.max_epochs=300", "name=warned", "launcher=slurm", *SMALL]
     asked = sweep(words, tmp_path / "cluster")
     wait_for(lambda: state(asked).epoch > 2, asked)
-    cluster.command("scancel", "--signal=USR2", str(only(asked).job))
+    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
+    job = cluster.command("sbatch", "--parsable", *urgent).strip()
     wait_for(lambda: state(asked).phase == "stopped", asked)
-    told = only(asked)
-    assert told.active and told.phase in ("pending", "running")
+    cluster.wait_jobs([job], ["COMPLETED"])
+    assert only(asked).active
     wait_for(lambda: only(asked).phase == "done", asked)
     assert state(asked).attempt == 2
     assert numbers(asked) == locally(words, tmp_path / "local")
