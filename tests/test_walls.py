@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.catalog import EXTRAS
+from kdbench.catalog import EXTRAS, extra_of
 
 PACKAGE = Path(__file__).parent.parent / "kdbench"
 MODULES = {
@@ -119,7 +119,7 @@ def test_a_family_imports_only_what_its_extra_installs(family: str) -> None:
     optional = {module for extra in EXTRAS.values() for module in extra.modules}
     known = BASE | {"kdbench"} | set(sys.stdlib_module_names)
     assert mine - optional <= known, "neither a base dependency nor in an extra"
-    assert mine & optional <= set(EXTRAS[family].modules) | SWITCHED.get(family, set())
+    assert mine & optional <= set(EXTRAS[extra_of(family)].modules) | SWITCHED.get(family, set())
 
 
 def test_shared_methods_know_no_family() -> None:
