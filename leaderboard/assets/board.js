@@ -3,7 +3,7 @@
 "use strict";
 
 const MOST_PICKED = 5;
-const FIRST_ROWS = 60; // of a long table, so that each sort and filter is painted at once
+const FIRST_ROWS = 50; // of a long table, so that each sort and filter is painted at once
 const COLLATOR = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 const JSON_NUMBER = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
 const LATEX = {
