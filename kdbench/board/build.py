@@ -23,6 +23,8 @@ CHUNK = 250
 """Records that one process reads before it reports."""
 ALONE = 1500
 """Records up to which one process is quicker than several."""
+DRAWN = 20_000
+"""Records up to which their pages have plots: those of more would take half of the time of a build."""
 
 
 class Report(NamedTuple):
@@ -56,7 +58,7 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
             tasks = _write_tasks(records, folder, jobs)
             write_overviews(tasks, folder)
             _write_assets(folder)
-            count = sum(1 for _ in folder.rglob("*.html"))
+            count = sum(path.is_file() for path in folder.rglob("*.html"))
     except _Refused as refused:
         return Report(len(found), 0, 0, refused.problems)
     return Report(len(found), len(tasks), count, [])
@@ -88,7 +90,8 @@ def _read(found: Sequence[Path], folder: Path, jobs: int) -> list[Record]:
     chunks = [found[start : start + CHUNK] for start in range(0, len(found), CHUNK)]
     records: list[tuple[Path, Record]] = []
     faults: list[Fault] = []
-    for some, wrong in spread(functools.partial(_read_chunk, folder=folder), chunks, jobs):
+    read = functools.partial(_read_chunk, folder=folder, drawn=len(found) <= DRAWN)
+    for some, wrong in spread(read, chunks, jobs):
         records += some
         faults += wrong
     faults += check(records)
@@ -97,7 +100,7 @@ def _read(found: Sequence[Path], folder: Path, jobs: int) -> list[Record]:
     return [record for _, record in records]
 
 
-def _read_chunk(paths: Sequence[Path], folder: Path) -> tuple[list[tuple[Path, Record]], list[Fault]]:
+def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[tuple[Path, Record]], list[Fault]]:
     records: list[tuple[Path, Record]] = []
     faults: list[Fault] = []
     for path in paths:
@@ -110,7 +113,7 @@ def _read_chunk(paths: Sequence[Path], folder: Path) -> tuple[list[tuple[Path, R
         target = folder / "record" / safe.task_slug(record.task) / record.config_hash[:16]
         target.parent.mkdir(parents=True, exist_ok=True)
         target.with_suffix(".json").write_bytes(raw)
-        target.with_suffix(".html").write_text(record_page(record), encoding="utf-8")
+        target.with_suffix(".html").write_text(record_page(record, drawn), encoding="utf-8")
         records.append((path, _slim(record)))
     return records, faults
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import describe
-from kdbench.board import docstrings, pages, safe, tables
+from kdbench.board import docstrings, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card, installed_method
 from kdbench.board.task_page import put
 from kdbench.cards import read_card, task_paths
@@ -40,7 +40,13 @@ def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
     names = {(task.family, method) for task in tasks for method in task.methods}
     counts = {"records": f"{sum(task.records for task in tasks):,}", "methods": len(names), "tasks": len(tasks)}
     summaries = [
-        {"id": safe.identifier(family), "name": family, "tasks": members, "sentence": _sentence(members), "figures": []}
+        {
+            "id": safe.identifier(family),
+            "name": family,
+            "tasks": members,
+            "sentence": _sentence(members),
+            "figures": figures.gaps(members, ""),
+        }
         for family, members in own.items()
     ]
     caption = "Every method on every task, in the task's comparison with most records"
@@ -78,7 +84,7 @@ def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
 
 
 def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
-    have = {task.name for task in tasks}
+    have, ranks = {task.name for task in tasks}, figures.ranks(tasks)
     cards = [read_card(path, name, False) for name, path in task_paths().items()]
     found = [
         {"name": task.name, "slug": task.slug, "records": task.records, "title": card.title if card else ""}
@@ -102,9 +108,9 @@ def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
         tasks=found,
         waiting=[card.name for card in cards if card.family == family and card.name not in have],
         methods=listed,
-        figures=[],
-        ranks="",
-        results=tables.headline_table(tasks, f"family-{safe.slug(family)}", caption, "../"),
+        figures=[*figures.gaps(tasks, "../"), *ranks.figures],
+        ranks=ranks.sentence,
+        results=tables.headline_table(tasks, f"family-{safe.slug(family)}", caption, "../", families=False),
         cites=pages.citation(family, tasks),
     )
 

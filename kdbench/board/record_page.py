@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from pydantic import JsonValue
 
-from kdbench.board import pages, safe
+from kdbench.board import figures, pages, safe
 from kdbench.results.record import Record
 from kdbench.results.render import MISSING, count, fixed
 
@@ -24,8 +24,8 @@ _PLAIN_COMMAND = re.compile(r"kdbench run( [\w./=,:+\[\]{}@%-]+)+")
 Facts = list[tuple[str, str]]
 
 
-def record_page(record: Record) -> str:
-    """A record's page as HTML. Texts that are cut on it are whole in the JSON beside it."""
+def record_page(record: Record, drawn: bool = True) -> str:
+    """A record's page as HTML, with its curves ``drawn`` or not. Texts that are cut are whole in the JSON beside it."""
     groups = [
         ("config", "Configuration", list(_options(record.config))),
         ("data", "Data", _data(record)),
@@ -47,7 +47,8 @@ def record_page(record: Record) -> str:
         selection=_selection(record),
         failure=_list(_terms(record)),
         odd=not _PLAIN_COMMAND.fullmatch(record.command),
-        figures=[],
+        figures=figures.of_record(record) if drawn else [],
+        drawn=drawn,
         groups=[{"id": key, "title": title, "facts": _list(facts)} for key, title, facts in groups if facts],
         confusion=_confusion(record.confusion),
     )

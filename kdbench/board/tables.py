@@ -269,14 +269,15 @@ def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
     )
 
 
-def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str) -> Table:
-    """One row for each method of every task, from the task's comparison with most records."""
-    columns = (Column("arm", "method", "text", facet=True), *CONTEXT, *RESULTS)
+def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, families: bool = True) -> Table:
+    """One row for each method of every task, from the task's comparison with most records; ``families`` are named."""
+    first = 0 if families else 1
+    columns = (Column("arm", "method", "text", facet=True), *CONTEXT[first:], *RESULTS)
     lines = []
     for task in tasks:
         view = task.headline
         for row in headline_rows(view.comparison):
-            cells = (arm_cell(row, task.family, root), *context_cells(view, task, root))
+            cells = (arm_cell(row, task.family, root), *context_cells(view, task, root)[first:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
     return Table(name, caption, columns, tuple(lines))
@@ -303,10 +304,10 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
     lines = []
     for task in tasks:
         for view, row in rows_of(task, method):
-            cells = (arm_cell(row, task.family, root), text(kind_of(row)), *context_cells(view, task, root))
+            cells = (arm_cell(row, task.family, root), text(kind_of(row)), *context_cells(view, task, root)[1:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), line))
-    return Table(f"method-{safe.slug(method)}", "", (*setting, *CONTEXT, *RESULTS), tuple(lines))
+    return Table(f"method-{safe.slug(method)}", "", (*setting, *CONTEXT[1:], *RESULTS), tuple(lines))
 
 
 def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
@@ -327,11 +328,11 @@ def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
     lines = []
     for (task, view, row, delta), p in zip(found, adjusted, strict=True):
         difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
-        cells = (text(row.label), *context_cells(view, task, root), *difference)
+        cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
         lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))
     columns = (
         Column("arm", "settings", "text"),
-        *CONTEXT,
+        *CONTEXT[1:],
         Column("n", "pairs", help="seeds that both settings have"),
         Column("delta_default", "Δ default", help="paired difference to the default settings [95 % interval]"),
         Column("p_default", "p", help="paired t test, Holm over this table"),

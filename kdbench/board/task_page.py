@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.board import pages, safe, tables
+from kdbench.board import figures, pages, safe, tables
 from kdbench.board.model import Run, Task, View, installed_card
 from kdbench.board.tables import Table
 from kdbench.cards import Card
@@ -28,6 +28,7 @@ def write(task: Task, folder: Path, families: Sequence[str]) -> None:
         data=_data(card, task) if card else None,
         views=[_view(view, table) for view, table in shown],
         reported=tables.reported_table(task, card.reported) if card else None,
+        figures=figures.of_task(task),
         cites=pages.citation(task.name, [task]),
     )
     put(folder / "task" / f"{task.slug}.html", html)
@@ -62,7 +63,7 @@ def _view(view: View, table: Table) -> dict[str, Any]:
         "records": view.records,
         "table": table,
         "sentences": [*render.verdicts(one), *render.footnotes(one)],
-        "figures": [],
+        "figures": figures.of_comparison(view),
         "runs": [(row.label, _runs(row.method, row.runs, row.seeds)) for row in rows if row.runs],
         "failures": view.failures,
     }

@@ -162,8 +162,15 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
 
 
 def _settings(command: str) -> tuple[str, ...]:
-    """The ``section.option=value`` words of a command that all arms share, but for the student's name."""
-    keys = ((word, word.partition("=")[0]) for word in shlex.split(command))
+    """The ``section.option=value`` words of a command that all arms share, but for the student's name.
+
+    A command whose quotes do not match has none.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ()
+    keys = ((word, word.partition("=")[0]) for word in words)
     return tuple(word for word, key in keys if "." in key and not key.startswith(("method.", "student.name")))
 
 

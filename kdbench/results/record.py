@@ -283,6 +283,8 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
     yield from ((("config", key), "is missing") for key in CONFIG_KEYS if key not in config)
     if not isinstance(method, dict) or "name" not in method:
         yield ("config", "method"), "should be an object with a name and the hyper-parameters"
+    elif method["name"] == "teacher":
+        yield ("method",), "'teacher' is the name of the teacher's row in every table"
     elif method["name"] != record.method:
         yield ("method",), f"'{record.method}', but config.method.name is {method['name']!r}"
     for key in ("task", "scale", "control", "seed"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -34,11 +35,14 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def average(values: Sequence[float]) -> float:
-    """The arithmetic mean, also of values whose sum no float holds. Raises StatisticsError for none."""
+    """The arithmetic mean, also where no float holds the sum; larger integers count as the largest float.
+
+    Raises StatisticsError for no values.
+    """
     try:
         return fmean(values)
     except OverflowError:
-        return math.fsum(value / len(values) for value in values)
+        return 2 * math.fsum(min(value, sys.float_info.max) / (2 * len(values)) for value in values)
 
 
 @np.errstate(over="ignore", invalid="ignore")

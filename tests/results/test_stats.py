@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -184,6 +185,7 @@ def test_fieller_needs_pairs() -> None:
 def test_absurd_numbers_leave_what_a_float_holds() -> None:
     huge = [1e308, 1.5e308, 1.7e308]
     assert average(huge) == pytest.approx(1.4e308) and average([0.1, 0.2]) == pytest.approx(0.15)
+    assert average([10**400, 0]) == pytest.approx(sys.float_info.max / 2)
     assert mean_interval(huge) == (pytest.approx(1.4e308), None)
     result = paired(huge, [-1e308, 0.0, 1.0])
     assert result.n == 3 and math.isfinite(result.mean) and result.low is result.p is result.detectable is None
