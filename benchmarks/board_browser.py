@@ -4,8 +4,8 @@
 
 Builds a site of generated records (``board.py``) unless one is given, and opens it from its files in headless Chromium.
 A sort or filter takes from the click or key until the next frame is painted; beside it stands the processor time of the
-page's main thread for each, which other work on the machine leaves alone. The largest table is measured as it opens, with
-its first rows in view, and again with all of them ("all rows"), which a reader asks for by a button.
+page's main thread for each, which other work on the machine leaves alone. The largest table is measured as it opens,
+with its first rows in view, and again with all of them ("all rows"), which a reader asks for by a button.
 """
 
 from __future__ import annotations

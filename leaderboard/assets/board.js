@@ -486,6 +486,17 @@ function addThemeButton() {
   document.querySelector("nav.site")?.append(button);
 }
 
+/** Lets the keyboard scroll a plot or an equation that is wider than its place. */
+function watchWide() {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const node of document.querySelectorAll("figure.plot, pre")) observer.observe(node);
+}
+
 /** Builds the views and keeps them and the address in step: the address names one view, the history entry all. */
 function start() {
   const views = new Map();
@@ -520,4 +531,5 @@ function start() {
 }
 
 addThemeButton();
+watchWide();
 start();
