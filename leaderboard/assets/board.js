@@ -104,6 +104,7 @@ function unitOf(cells) {
 function difference(cell, first, unit) {
   const value = cell.number - first.number;
   if (!Number.isFinite(value)) return "";
+  if (value === 0) return "=";
   const shown = unit ? (value * 10 ** unit.power).toFixed(unit.decimals) : String(Number(value.toPrecision(3)));
   return (Number(shown) < 0 ? shown.replace("-", "−") : `+${shown.replace("-", "")}`) + (unit?.suffix ?? "");
 }
@@ -520,7 +521,7 @@ function start() {
     const all = history.state?.views;
     if (!all && id && !views.has(id)) return;
     for (const view of views.values()) view.restore(all?.[view.id] ?? (view.id === id ? query : ""));
-    if (!all && query && event?.type !== "popstate") document.getElementById(id).scrollIntoView();
+    if (!all && query && event?.type !== "popstate") document.getElementById(id).scrollIntoView({ behavior: "instant" });
   };
   addEventListener("popstate", restore);
   addEventListener("hashchange", restore);
