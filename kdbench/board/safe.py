@@ -64,7 +64,7 @@ def key(text: str) -> str:
 def finite(value: float | None) -> float | None:
     """A number that can be shown: None for one that is missing, infinite, not a number, or an integer beyond floats."""
     try:
-        return None if value is None or not math.isfinite(value) else value + 0.0 if value == 0 else value
+        return None if value is None or not math.isfinite(value) else abs(value) if value == 0 else value
     except OverflowError:
         return None
 
