@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -103,6 +104,7 @@ def _read(found: Sequence[Path], folder: Path, jobs: int) -> list[Record]:
 def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[tuple[Path, Record]], list[Fault]]:
     records: list[tuple[Path, Record]] = []
     faults: list[Fault] = []
+    made: set[str] = set()
     for path in paths:
         try:
             raw = path.read_bytes()
@@ -110,10 +112,13 @@ def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[
         except InvalidRecord as error:
             faults += [Fault(path, *problem) for problem in error.problems]
             continue
-        target = folder / "record" / safe.task_slug(record.task) / record.config_hash[:16]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_suffix(".json").write_bytes(raw)
-        target.with_suffix(".html").write_text(record_page(record, drawn), encoding="utf-8")
+        place = f"{folder}/record/{safe.task_slug(record.task)}"
+        if place not in made:
+            os.makedirs(place, exist_ok=True)
+            made.add(place)
+        for suffix, content in (("json", raw), ("html", record_page(record, drawn).encode())):
+            with open(f"{place}/{record.config_hash[:16]}.{suffix}", "wb", buffering=0) as stream:
+                stream.write(content)
         records.append((path, _slim(record)))
     return records, faults
 
