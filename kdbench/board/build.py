@@ -14,7 +14,7 @@ from kdbench.board import pages, place, safe, task_page
 from kdbench.board.model import Task, installed_card, task_of
 from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
-from kdbench.board.workers import processors, spread
+from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
 from kdbench.results import store
 from kdbench.results.record import InvalidRecord, Record, loads
@@ -54,12 +54,11 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
         raise UsageError("There is no record in what was named; a run leaves record.json in its folder.")
     jobs = jobs or (1 if len(found) <= ALONE else processors())
     try:
-        with place.replaced(site) as folder:
+        with place.replaced(site) as folder, without_collection():
             records = _read(found, folder, jobs)
             tasks = _write_tasks(records, folder, jobs)
-            write_overviews(tasks, folder)
+            count = len(records) + len(tasks) + write_overviews(tasks, folder)
             _write_assets(folder)
-            count = sum(path.is_file() for path in folder.rglob("*.html"))
     except _Refused as refused:
         return Report(len(found), 0, 0, refused.problems)
     return Report(len(found), len(tasks), count, [])
