@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import describe
-from kdbench.board import docstrings, figures, pages, safe, tables
+from kdbench.board import docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card, installed_method
 from kdbench.board.task_page import put
 from kdbench.cards import read_card, task_paths
@@ -27,14 +27,14 @@ def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
             pages_of[name] = _method(family, method, members, families)
     for name, html in pages_of.items():
         put(folder / name, html)
-    rows = tables.rows_for_machines(
+    rows = export.rows(
         ({"task": task.name, "family": task.family, "scale": view.comparison.scale, "comparison": view.id}, table)
         for task in tasks
         for view in task.views
         for table in [tables.comparison_table(view, task)]
     )
-    put(folder / "data" / "results.csv", tables.to_csv(rows))
-    put(folder / "data" / "results.json", tables.to_json(rows))
+    put(folder / "data" / "results.csv", export.to_csv(rows))
+    put(folder / "data" / "results.json", export.to_json(rows))
     return len(pages_of)
 
 
