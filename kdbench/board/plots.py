@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 
+from kdbench.board.labels import Box, put_label
 from kdbench.board.svg import (
     SIZE,
     Canvas,
@@ -33,8 +34,8 @@ LABELS = 0.34
 """Largest share of the width that labels beside lines may take."""
 NARROWEST = 230.0
 """The width that labels and numbers beside rows leave to what is drawn."""
-NAMED, NAME = 60, 200.0
-"""The most marks beside those on the front that get a label, and the width of a label."""
+NAMED = 60
+"""The most marks beside those on the front that get a label."""
 DASHES = ("", "7 3", "2 3", "8 3 2 3")
 
 
@@ -188,7 +189,7 @@ def pareto(
         canvas.mark(x(p.x), y(p.y), p.kind, told[p], p.href)
     marks = [(x(p.x), y(p.y)) for p in shown]
     for p in [*best, *[p for p in shown if p not in best][:NAMED]]:
-        _place_label(canvas, p.label, (x(p.x), y(p.y)), marks, taken, lines, (left + 2, 36, WIDE, high - 50))
+        put_label(canvas, p.label, (x(p.x), y(p.y)), marks, taken, lines, (left + 2, 36, WIDE, high - 50))
     return canvas.finish()
 
 
@@ -379,56 +380,6 @@ def _front(points: Sequence[Point], maximise: bool) -> list[Point]:
         if not best or sign * p.y > sign * best[-1].y:
             best.append(p)
     return best
-
-
-Place = tuple[float, float]
-Box = tuple[float, float, float, float]
-
-
-AROUND = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
-
-
-def _place_label(
-    canvas: Canvas, label: str, at: Place, marks: Sequence[Place], taken: list[Box], lines: Sequence[Box], inside: Box
-) -> None:
-    """Write a label at the first free place, near before far; it may cover thin lines, where there is no other, but
-    neither marks nor labels. A near one is nearest to its own mark, and a far one is tied to it by a line."""
-    wide, high = width(cut(plain(label), NAME)), SIZE
-    for avoided, far, (across, down) in product((lines, ()), (10.0, 18.0, 30.0, 45.0, 60.0, 80.0), AROUND):
-        reach = far * 0.8 if across and down else far
-        x = at[0] + across * reach - (wide if across < 0 else 0 if across else wide / 2)
-        y = at[1] + down * (reach if across else reach + 4) - high / 2
-        box = (x, y, x + wide, y + high)
-        if x < inside[0] or y < inside[1] or x + wide > inside[2] or y + high > inside[3]:
-            continue
-        if any(_overlap(box, other) for other in taken) or any(_overlap(box, line) for line in avoided):
-            continue
-        tied = far > 18
-        apart = 20.0 if tied else _distance(box, at) + 4
-        near = (min(max(at[0], x), x + wide), min(max(at[1], y), y + high))
-        others = [mark for mark in marks if mark != at]
-        if any(_distance(box, mark) < apart or (tied and _beside(mark, at, near) < 6) for mark in others):
-            continue
-        taken.append(box)
-        if tied:
-            canvas.line(*at, *near, "axis")
-        canvas.text(x, y + high - 2.5, label, room=NAME)
-        return
-
-
-def _distance(box: Box, at: Place) -> float:
-    return math.hypot(max(box[0] - at[0], 0, at[0] - box[2]), max(box[1] - at[1], 0, at[1] - box[3]))
-
-
-def _beside(place: Place, a: Place, b: Place) -> float:
-    """The distance of a place from the line between two different ones."""
-    (px, py), dx, dy = (place[0] - a[0], place[1] - a[1]), b[0] - a[0], b[1] - a[1]
-    along = min(1.0, max(0.0, (px * dx + py * dy) / (dx * dx + dy * dy)))
-    return math.hypot(px - along * dx, py - along * dy)
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _fit(scale: Scale, values: Sequence[float]) -> Scale:

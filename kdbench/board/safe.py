@@ -23,7 +23,9 @@ def clean(text: str) -> str:
 
 def cut(text: str, longest: int = LONGEST) -> str:
     """The first ``longest`` characters, cleaned; an ellipsis says that there are more."""
-    return clean(text) if len(text) <= longest else clean(text[: longest - 1]) + "…"
+    if len(text) > longest:
+        return clean(text[: longest - 1]) + "…"
+    return text if text.isascii() and text.isprintable() else clean(text)
 
 
 def name(text: str) -> str:
