@@ -73,6 +73,36 @@ def test_help_of_every_command_gives_examples(say: Callable[..., Said], command:
     assert f"  {command} " in say("--help").out
 
 
+@pytest.mark.parametrize("command", ["build", "serve", "submit"])
+def test_help_of_every_command_of_the_leaderboard_gives_examples(say: Callable[..., Said], command: str) -> None:
+    code, out, _ = say("leaderboard", command, "--help")
+    assert code == 0 and f"\n  kdbench leaderboard {command} " in out
+    assert set(cli.leaderboard.commands) == {"build", "serve", "submit"}
+    assert f"  {command} " in say("leaderboard", "--help").out
+
+
+def test_a_run_comes_to_the_leaderboard(say: Callable[..., Said], finished: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    code, out, err = say("leaderboard", "build", finished, "-o", site)
+    assert (code, err) == (0, "") and out.startswith("3 records of 1 tasks on ") and str(site / "index.html") in out
+    page = (site / "task" / "gnn.html").read_text()
+    assert "generated data" in page and "lingugkd" in page
+    told = json.loads(say("leaderboard", "build", finished, "-o", site, "--json").out)
+    assert told["site"] == str(site) and told["problems"] == [] and told["pages"] == len(list(site.rglob("*.html")))
+
+
+def test_a_leaderboard_of_a_wrong_record_is_refused_with_every_problem(
+    say: Callable[..., Said], finished: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(of(finished, "kd").read_text().replace('"method": "kd"', '"method": "\\u001b[31mkd"'))
+    code, out, err = say("leaderboard", "build", finished, wrong, "-o", tmp_path / "site")
+    assert (code, out) == (1, "") and f"{wrong}: method: '\N{REPLACEMENT CHARACTER}[31mkd'" in err
+    assert "Nothing was written" in err
+    told = json.loads(say("leaderboard", "build", wrong, "-o", tmp_path / "site", "--json").out)
+    assert told["site"] is None and told["problems"] and not (tmp_path / "site").exists()
+
+
 def test_help_and_version(say: Callable[..., Said]) -> None:
     assert "kdbench run task=gnn method=lingugkd" in say("-h").out
     assert say("--version") == (0, "kdbench, version 0.1.0\n", "")
@@ -141,6 +171,9 @@ def test_show_tells_a_task_whole(say: Callable[..., Said]) -> None:
         (["show", "nowhere.json"], "There is no record file 'nowhere.json'"),
         (["reproduce", "nowhere.json"], "There is no record file 'nowhere.json'"),
         (["data", "corra"], "Did you mean 'cora'?"),
+        (["leaderboard", "bild"], "Unknown command 'bild'. Did you mean 'build'?"),
+        (["leaderboard", "build", "nowhere", "-o", "site"], "No such file or folder: nowhere"),
+        (["leaderboard", "serve", "nowhere"], "is no leaderboard"),
         (["data", "--fetch"], "--fetch needs the name of a data set"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -13,7 +14,7 @@ from kdbench.board import pages, place, safe, task_page
 from kdbench.board.model import Task, installed_card, task_of
 from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
-from kdbench.board.workers import processors, spread
+from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
 from kdbench.results import store
 from kdbench.results.record import InvalidRecord, Record, loads
@@ -53,12 +54,11 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
         raise UsageError("There is no record in what was named; a run leaves record.json in its folder.")
     jobs = jobs or (1 if len(found) <= ALONE else processors())
     try:
-        with place.replaced(site) as folder:
+        with place.replaced(site) as folder, without_collection():
             records = _read(found, folder, jobs)
             tasks = _write_tasks(records, folder, jobs)
-            write_overviews(tasks, folder)
+            count = len(records) + len(tasks) + write_overviews(tasks, folder)
             _write_assets(folder)
-            count = sum(path.is_file() for path in folder.rglob("*.html"))
     except _Refused as refused:
         return Report(len(found), 0, 0, refused.problems)
     return Report(len(found), len(tasks), count, [])
@@ -103,6 +103,7 @@ def _read(found: Sequence[Path], folder: Path, jobs: int) -> list[Record]:
 def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[tuple[Path, Record]], list[Fault]]:
     records: list[tuple[Path, Record]] = []
     faults: list[Fault] = []
+    made: set[str] = set()
     for path in paths:
         try:
             raw = path.read_bytes()
@@ -110,10 +111,13 @@ def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[
         except InvalidRecord as error:
             faults += [Fault(path, *problem) for problem in error.problems]
             continue
-        target = folder / "record" / safe.task_slug(record.task) / record.config_hash[:16]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.with_suffix(".json").write_bytes(raw)
-        target.with_suffix(".html").write_text(record_page(record, drawn), encoding="utf-8")
+        place = f"{folder}/record/{safe.task_slug(record.task)}"
+        if place not in made:
+            os.makedirs(place, exist_ok=True)
+            made.add(place)
+        for suffix, content in (("json", raw), ("html", record_page(record, drawn).encode())):
+            with open(f"{place}/{record.config_hash[:16]}.{suffix}", "wb", buffering=0) as stream:
+                stream.write(content)
         records.append((path, _slim(record)))
     return records, faults
 

@@ -58,7 +58,7 @@ def differences(doc: str) -> tuple[Block, ...]:
     for block in blocks(doc):
         if not block.equation:
             plain = re.sub(r"\s+", " ", "".join(f"``{p.text}``" if p.code else p.text for p in block.pieces))
-            sentences = re.split(r"(?<=[.;])\s+(?=[A-Z`])", plain)
+            sentences = re.split(r"(?<=[.])\s+(?=[A-Z`])", plain)
             kept = [sentence for sentence in sentences if DIFFERENCES.search(sentence)]
             found += [Block(False, pieces(" ".join(kept)))] if kept else []
     return tuple(found)

@@ -18,6 +18,8 @@ from kdbench.results.render import better, p_value, percent
 
 ROWS = 60
 """Rows of a plot that a reader can still follow."""
+MARKS = 40
+"""Marks of a plot of scores against costs, whose labels must find room."""
 POINTS = 200
 """Points to which a curve is thinned."""
 LINES = 8
@@ -104,7 +106,7 @@ def _point(row: Row, one: Comparison, kinds: _Kinds, cost: float | None, prefix:
 
 def _pareto(points: Sequence[plots.Point | None], what: str, axis: str, one: Comparison) -> list[Drawn]:
     """Score against a cost, where that differs at all."""
-    shown = [point for point in points if point is not None][:ROWS]
+    shown = [point for point in points if point is not None][:MARKS]
     if len({point.x for point in shown}) < 2:
         return []
     score = score_title(one.metric)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import describe
-from kdbench.board import docstrings, figures, pages, safe, tables
+from kdbench.board import docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card, installed_method
 from kdbench.board.task_page import put
 from kdbench.cards import read_card, task_paths
@@ -15,25 +15,27 @@ from kdbench.catalog import methods
 from kdbench.results.compare import Comparison, Row
 
 
-def write_overviews(tasks: Sequence[Task], folder: Path) -> None:
-    """Write ``index.html``, ``about.html``, ``family/…``, ``method/…`` and ``data/results.*``."""
+def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
+    """Write ``index.html``, ``about.html``, ``family/…``, ``method/…`` and ``data/results.*``; the number of pages."""
     families = sorted({task.family for task in tasks})
     own = {family: [task for task in tasks if task.family == family] for family in families}
-    put(folder / "about.html", pages.page("about.html", 0, "About", families))
-    put(folder / "index.html", _index(tasks, own))
+    pages_of = {"about.html": pages.page("about.html", 0, "About", families), "index.html": _index(tasks, own)}
     for family, members in own.items():
-        put(folder / "family" / f"{safe.slug(family)}.html", _family(family, members, families))
+        pages_of[f"family/{safe.slug(family)}.html"] = _family(family, members, families)
         for method in _methods_of(family, members):
-            name = f"{safe.slug(family)}--{safe.slug(method)}.html"
-            put(folder / "method" / name, _method(family, method, members, families))
-    rows = tables.rows_for_machines(
+            name = f"method/{safe.slug(family)}--{safe.slug(method)}.html"
+            pages_of[name] = _method(family, method, members, families)
+    for name, html in pages_of.items():
+        put(folder / name, html)
+    rows = export.rows(
         ({"task": task.name, "family": task.family, "scale": view.comparison.scale, "comparison": view.id}, table)
         for task in tasks
         for view in task.views
         for table in [tables.comparison_table(view, task)]
     )
-    put(folder / "data" / "results.csv", tables.to_csv(rows))
-    put(folder / "data" / "results.json", tables.to_json(rows))
+    put(folder / "data" / "results.csv", export.to_csv(rows))
+    put(folder / "data" / "results.json", export.to_json(rows))
+    return len(pages_of)
 
 
 def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:

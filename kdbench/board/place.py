@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from kdbench.errors import UsageError
 
@@ -27,34 +28,62 @@ def refuse_foreign(site: Path) -> None:
 def replaced(site: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``site`` when the block ends well, and is removed when it does not.
 
-    A build that is killed leaves the old site; the next build removes what it left beside it.
+    A build that is killed leaves the old site; the next one removes what else it left. Raises UsageError while another
+    build writes the same site.
     """
     site = site.resolve()
     refuse_foreign(site)
     missing = [parent for parent in site.parents if not parent.exists()]
     site.parent.mkdir(parents=True, exist_ok=True)
-    old = site.parent / f".{site.name}.old"
-    _recover(site, old)
-    folder = Path(tempfile.mkdtemp(dir=site.parent, prefix=f".{site.name}.new-"))
     try:
-        (folder / MARKER).write_text(_TOLD, encoding="utf-8")
-        yield folder
-        folder.chmod(0o755)
-        if site.exists():
-            os.replace(site, old)
-        os.replace(folder, site)
+        with _alone(site):
+            yield from _swapped(site)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
         for parent in missing:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _alone(site: Path) -> Iterator[None]:
+    path = _beside(site, "lock")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"Another build is writing {site}.") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _swapped(site: Path) -> Iterator[Path]:
+    new, old = _beside(site, "new"), _beside(site, "old")
+    _recover(site, new, old)
+    new.mkdir()
+    try:
+        (new / MARKER).write_text(_TOLD, encoding="utf-8")
+        yield new
+        if site.exists():
+            os.replace(site, old)
+        os.replace(new, site)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _recover(site: Path, old: Path) -> None:
-    """Put back the site that a build was killed while replacing."""
-    if (old / MARKER).is_file() and not site.exists():
+def _recover(site: Path, new: Path, old: Path) -> None:
+    """Undo what a killed build left: a half of a new site, or an old one that was about to be replaced."""
+    if old.is_dir() and not site.exists():
         os.replace(old, site)
-    elif old.is_dir() and ((old / MARKER).is_file() or not any(old.iterdir())):
-        shutil.rmtree(old)
+    for left in (new, old):
+        if left.is_dir():
+            shutil.rmtree(left)
+
+
+def _beside(site: Path, what: str) -> Path:
+    return site.parent / f".{site.name}.kdbench-{what}"

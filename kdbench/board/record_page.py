@@ -27,7 +27,6 @@ Facts = list[tuple[str, str]]
 def record_page(record: Record, drawn: bool = True) -> str:
     """A record's page as HTML, with its curves ``drawn`` or not. Texts that are cut are whole in the JSON beside it."""
     groups = [
-        ("config", "Configuration", list(_options(record.config))),
         ("data", "Data", _data(record)),
         ("teacher", "Teacher", _teacher(record)),
         ("costs", "Costs", _costs(record)),
@@ -49,6 +48,7 @@ def record_page(record: Record, drawn: bool = True) -> str:
         odd=not _PLAIN_COMMAND.fullmatch(record.command),
         figures=figures.of_record(record) if drawn else [],
         drawn=drawn,
+        configuration=_configuration(record.config),
         groups=[{"id": key, "title": title, "facts": _list(facts)} for key, title, facts in groups if facts],
         confusion=_confusion(record.confusion),
     )
@@ -71,7 +71,7 @@ def _confusion(matrix: list[list[int]] | None) -> Markup | None:
     classes = range(len(matrix))
     head = "".join(f'<th scope="col">{index}</th>' for index in classes)
     lines = [
-        f'<tr><th scope="row">{index}</th><td>{"</td><td>".join(_digits(number) for number in row)}</td></tr>'
+        f'<tr><th scope="row">{index}</th><td>{"</td><td>".join(map(_digits, row))}</td></tr>'
         for index, row in zip(classes, matrix, strict=True)
     ]
     return Markup(f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody>")
@@ -99,17 +99,24 @@ def _value(value: JsonValue) -> str:
     return MISSING if value is None else safe.cut(json.dumps(value, ensure_ascii=False), 200)
 
 
-def _options(config: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
+def _configuration(config: Mapping[str, JsonValue]) -> Markup:
     """``section.option`` with its value, two levels deep."""
+    sections = "".join(_section(name, json.dumps(content)) for name, content in _first(config.items()))
+    return Markup(f'<dl class="facts">\n{sections}</dl>')
 
-    def flat() -> Iterator[tuple[str, str]]:
-        for section, content in config.items():
-            if isinstance(content, dict) and content:
-                yield from ((safe.cut(f"{section}.{key}", 120), _value(value)) for key, value in content.items())
-            else:
-                yield safe.cut(section, 120), _value(content)
 
-    return _first(flat())
+def _section(name: str, written: str) -> str:
+    return (_kept_section if len(name) + len(written) < 2000 else _kept_section.__wrapped__)(name, written)
+
+
+@functools.lru_cache(1024)
+def _kept_section(name: str, written: str) -> str:
+    """The entries of one section. Most sections of most records are alike."""
+    content = json.loads(written)
+    if not isinstance(content, dict) or not content:
+        return _fact(safe.cut(name, 120), _value(content))
+    options = _first(content.items())
+    return "".join(_fact(safe.cut(f"{name}.{key}", 120), _value(value)) for key, value in options)
 
 
 def _score(value: float | None) -> str:

@@ -23,7 +23,9 @@ def clean(text: str) -> str:
 
 def cut(text: str, longest: int = LONGEST) -> str:
     """The first ``longest`` characters, cleaned; an ellipsis says that there are more."""
-    return clean(text) if len(text) <= longest else clean(text[: longest - 1]) + "…"
+    if len(text) > longest:
+        return clean(text[: longest - 1]) + "…"
+    return text if text.isascii() and text.isprintable() else clean(text)
 
 
 def name(text: str) -> str:
@@ -64,7 +66,7 @@ def key(text: str) -> str:
 def finite(value: float | None) -> float | None:
     """A number that can be shown: None for one that is missing, infinite, not a number, or an integer beyond floats."""
     try:
-        return None if value is None or not math.isfinite(value) else value + 0.0 if value == 0 else value
+        return None if value is None or not math.isfinite(value) else abs(value) if value == 0 else value
     except OverflowError:
         return None
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -307,7 +304,12 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
             cells = (arm_cell(row, task.family, root), text(kind_of(row)), *context_cells(view, task, root)[1:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), line))
-    return Table(f"method-{safe.slug(method)}", "", (*setting, *CONTEXT[1:], *RESULTS), tuple(lines))
+    return Table(
+        f"method-{safe.slug(method)}",
+        "Every comparison, setting and control",
+        (*setting, *CONTEXT[1:], *RESULTS),
+        tuple(lines),
+    )
 
 
 def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
@@ -337,7 +339,9 @@ def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
         Column("delta_default", "Δ default", help="paired difference to the default settings [95 % interval]"),
         Column("p_default", "p", help="paired t test, Holm over this table"),
     )
-    return Table(f"settings-{safe.slug(method)}", "", columns, tuple(lines))
+    return Table(
+        f"settings-{safe.slug(method)}", "Other settings minus the default ones, paired by seed", columns, tuple(lines)
+    )
 
 
 def reported_table(task: Task, reported: Iterable[Reported]) -> Table:
@@ -380,43 +384,3 @@ def _measured(task: Task, entry: Reported) -> tuple[View | None, Row | None]:
                 if row.method == entry.arm and row.control == "none" and (row.default or row.method == "teacher"):
                     return view, row
     return None, None
-
-
-def rows_for_machines(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]:
-    """The tables' rows as JSON-able objects: exact values, ``KEY_low`` and ``KEY_high`` beside those with an interval.
-
-    The first items of each are the given context of its table.
-    """
-    found = []
-    for context, table in tables:
-        bounded = {
-            column.key
-            for index, column in enumerate(table.columns)
-            if any(line.cells[index].low is not None for line in table.lines)
-        }
-        for line in table.lines:
-            row: dict[str, Any] = dict(context)
-            for column, cell in zip(table.columns, line.cells, strict=True):
-                row[column.key] = cell.value
-                if column.key in bounded:
-                    row |= {f"{column.key}_low": cell.low, f"{column.key}_high": cell.high}
-            found.append(row)
-    return found
-
-
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV with one header of all their keys; missing values are empty."""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(safe.spreadsheet, keys))
-    for row in rows:
-        values = (row.get(key) for key in keys)
-        writer.writerow(safe.spreadsheet(v) if isinstance(v, str) else "" if v is None else v for v in values)
-    return out.getvalue()
-
-
-def to_json(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a JSON list, one row a line."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in rows)
-    return f"[\n{lines}\n]\n" if rows else "[]\n"

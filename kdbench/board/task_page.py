@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench.board import figures, pages, safe, tables
+from kdbench.board import export, figures, pages, safe, tables
 from kdbench.board.model import Run, Task, View, installed_card
 from kdbench.board.tables import Table
 from kdbench.cards import Card
@@ -32,9 +32,9 @@ def write(task: Task, folder: Path, families: Sequence[str]) -> None:
         cites=pages.citation(task.name, [task]),
     )
     put(folder / "task" / f"{task.slug}.html", html)
-    rows = tables.rows_for_machines((_context(view, task), table) for view, table in shown)
-    put(folder / "data" / f"{task.slug}.csv", tables.to_csv(rows))
-    put(folder / "data" / f"{task.slug}.json", tables.to_json(rows))
+    rows = export.rows((_context(view, task), table) for view, table in shown)
+    put(folder / "data" / f"{task.slug}.csv", export.to_csv(rows))
+    put(folder / "data" / f"{task.slug}.json", export.to_json(rows))
 
 
 def put(path: Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -31,14 +33,29 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item], jobs: int)
         return
     _inherited = (function, items)
     try:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _leave_interrupts_to_the_parent) as pool:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _begin) as pool:
             yield from pool.map(_call, range(len(items)))
     finally:
         _inherited = None
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
+    gc.enable()
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among what is kept anyway, which with many records is most of the work."""
+    enabled = gc.isenabled()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
 
 
 def _call(index: int) -> Any:

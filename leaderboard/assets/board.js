@@ -3,7 +3,7 @@
 "use strict";
 
 const MOST_PICKED = 5;
-const FIRST_ROWS = 60; // of a long table, so that each sort and filter is painted at once
+const FIRST_ROWS = 50; // of a long table, so that each sort and filter is painted at once
 const COLLATOR = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 const JSON_NUMBER = /^-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?$/;
 const LATEX = {
@@ -104,6 +104,7 @@ function unitOf(cells) {
 function difference(cell, first, unit) {
   const value = cell.number - first.number;
   if (!Number.isFinite(value)) return "";
+  if (value === 0) return "=";
   const shown = unit ? (value * 10 ** unit.power).toFixed(unit.decimals) : String(Number(value.toPrecision(3)));
   return (Number(shown) < 0 ? shown.replace("-", "−") : `+${shown.replace("-", "")}`) + (unit?.suffix ?? "");
 }
@@ -486,6 +487,17 @@ function addThemeButton() {
   document.querySelector("nav.site")?.append(button);
 }
 
+/** Lets the keyboard scroll a plot or an equation that is wider than its place. */
+function watchWide() {
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  for (const node of document.querySelectorAll("figure.plot, pre")) observer.observe(node);
+}
+
 /** Builds the views and keeps them and the address in step: the address names one view, the history entry all. */
 function start() {
   const views = new Map();
@@ -509,7 +521,7 @@ function start() {
     const all = history.state?.views;
     if (!all && id && !views.has(id)) return;
     for (const view of views.values()) view.restore(all?.[view.id] ?? (view.id === id ? query : ""));
-    if (!all && query && event?.type !== "popstate") document.getElementById(id).scrollIntoView();
+    if (!all && query && event?.type !== "popstate") document.getElementById(id).scrollIntoView({ behavior: "instant" });
   };
   addEventListener("popstate", restore);
   addEventListener("hashchange", restore);
@@ -520,4 +532,5 @@ function start() {
 }
 
 addThemeButton();
+watchWide();
 start();

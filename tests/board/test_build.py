@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kdbench.board import place
 from kdbench.board.build import build
 from kdbench.errors import UsageError
 
@@ -111,3 +115,47 @@ def test_records_are_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         build([tmp_path / "nowhere"], tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from kdbench.board import build, {module}
+def die(*words, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+{module}.{name} = die
+build.build([Path(sys.argv[1])], Path(sys.argv[2]), jobs=1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("build", "record_page"), ("build", "write_overviews"), ("place", "os.replace"), ("place", "shutil.rmtree")],
+)
+def test_a_killed_build_leaves_a_whole_site_and_the_next_one_cleans_up(
+    records: Path, tmp_path: Path, module: str, name: str
+) -> None:
+    site = tmp_path / "site"
+    build([records], site)
+    before = content(site)
+    script = KILLED.format(module=module, name=name)
+    done = subprocess.run([sys.executable, "-c", script, str(records), str(site)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert content(site) == before
+    assert build([records], site).problems == [] and content(site) == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_build_killed_between_two_renames_is_undone_by_the_next(records: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    build([records], site)
+    before = content(site)
+    site.rename(tmp_path / ".site.kdbench-old")
+    (records / "bad.json").write_text("{}")
+    assert build([records], site).problems
+    assert content(site) == before and not list(tmp_path.glob(".*"))
+
+
+def test_two_builds_of_one_site_do_not_meet(records: Path, tmp_path: Path) -> None:
+    with place.replaced(tmp_path / "site"), pytest.raises(UsageError, match="Another build is writing"):
+        build([records], tmp_path / "site")
