@@ -25,6 +25,7 @@ from typing import Any
 from kdbench.errors import CardError, MissingExtraError, unknown
 
 PACKAGE = Path(__file__).parent
+ROLES = ("method", "control", "bound")
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
 
 
@@ -81,6 +82,8 @@ class MethodInfo:
     kinds: tuple[str, ...]
     hyperparameters: type
     fields: tuple[Field, ...]
+    role: str
+    """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
 
     def serves(self, family: str, kind: str) -> bool:
         """Whether the method runs on tasks of this family and kind."""
@@ -213,6 +216,9 @@ def read_method(path: Path, family: str | None, module: str) -> MethodInfo | Non
         raise CardError(f"{where} lacks {', '.join(sorted(missing))}.")
     if attributes["teacher"] not in LIFETIMES:
         raise CardError(f"{where}: {unknown('teacher', str(attributes['teacher']), LIFETIMES)}")
+    role = attributes.get("role", "method")
+    if role not in ROLES:
+        raise CardError(f"{where}: {unknown('role', str(role), ROLES)}")
     options = next((node for node in classes if node.name == "Hyperparameters"), None)
     return MethodInfo(
         name=path.stem,
@@ -226,6 +232,7 @@ def read_method(path: Path, family: str | None, module: str) -> MethodInfo | Non
         paper=attributes["paper"],
         teacher=attributes["teacher"],
         kinds=tuple(attributes.get("kinds", ())),
+        role=role,
     )
 
 

@@ -90,8 +90,8 @@ def list_(pattern: str, as_json: bool) -> None:
         if rows:
             click.echo(f"{heading.capitalize()}:")
         for row in rows:
-            detail = ", ".join(row["scales"]) if "scales" in row else f"{row['family']}, teacher {row['teacher']}"
-            click.echo(f"  {row['name']:<16} {row['title']} ({detail})")
+            told = row["scales"] if "scales" in row else [row["family"], row["role"], f"teacher {row['teacher']}"]
+            click.echo(f"  {row['name']:<16} {row['title']} ({', '.join(told)})")
 
 
 @main.command()

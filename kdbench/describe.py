@@ -29,7 +29,14 @@ def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
         for card in found
     ]
     methods = [
-        {"name": m.name, "family": m.family or "all", "teacher": m.teacher, "title": m.title, "paper": m.paper}
+        {
+            "name": m.name,
+            "family": m.family or "all",
+            "role": m.role,
+            "teacher": m.teacher,
+            "title": m.title,
+            "paper": m.paper,
+        }
         for m in catalog.methods()
         if fnmatch(m.name, wild)
     ]
@@ -58,6 +65,7 @@ def method(info: catalog.MethodInfo) -> dict[str, Any]:
         "method": info.name,
         "family": info.family or "all",
         "kinds": list(info.kinds),
+        "role": info.role,
         "teacher": info.teacher,
         "title": info.title,
         "paper": info.paper,

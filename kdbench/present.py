@@ -18,7 +18,7 @@ def description(told: dict[str, Any]) -> str:
 
 
 def _method(told: dict[str, Any]) -> str:
-    lines = [f"{told['method']} ({told['family']}): {told['title']}", f"teacher: {told['teacher']}"]
+    lines = [f"{told['method']} ({told['family']}): {told['title']}", f"{told['role']}, teacher: {told['teacher']}"]
     lines += [f"paper: {told['paper']}"] if told["paper"] else []
     lines += ["", told["doc"], "", "Hyper-parameters (method.NAME=VALUE):" if told["hyperparameters"] else ""]
     return "\n".join([*lines, *_fields(told["hyperparameters"], {})]).rstrip()

@@ -77,7 +77,7 @@ def test_help_of_every_command_gives_examples(say: Callable[..., Said], command:
 def test_help_of_every_command_of_the_leaderboard_gives_examples(say: Callable[..., Said], command: str) -> None:
     code, out, _ = say("leaderboard", command, "--help")
     assert code == 0 and f"\n  kdbench leaderboard {command} " in out
-    assert set(cli.leaderboard.commands) == {"build", "serve", "submit"}
+    assert set(cli.cli_board.leaderboard.commands) == {"build", "serve", "submit"}
     assert f"  {command} " in say("leaderboard", "--help").out
 
 

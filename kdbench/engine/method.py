@@ -52,8 +52,9 @@ class Step:
 class Method(pl.Callback):
     """Base of every method. A method lives in one file with its ``Hyperparameters`` dataclass.
 
-    Class attributes: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen, ema, co-trained, several) and
-    ``kinds`` (kinds of task it runs on; empty for all of the family). All of Lightning's hooks are available beside
+    Class attributes: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen, ema, co-trained, several),
+    ``kinds`` (kinds of task it runs on; empty for all of the family) and ``role`` (control or bound for what is run to
+    judge methods by and is none itself). All of Lightning's hooks are available beside
     those below.
     """
 
@@ -61,6 +62,7 @@ class Method(pl.Callback):
     paper: ClassVar[str]
     teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
     kinds: ClassVar[tuple[str, ...]] = ()
+    role: ClassVar[Literal["method", "control", "bound"]] = "method"
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -21,6 +21,7 @@ class Oracle(Method):
     title = "oracle: fine-tuning on the target's labels"
     paper = "https://arxiv.org/abs/1506.01497"
     teacher = "none"
+    role = "bound"
     kinds = ("domain_adaptation",)
 
     def data(self, task: Any) -> pl.LightningDataModule:

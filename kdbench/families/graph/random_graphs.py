@@ -50,6 +50,7 @@ class RandomGraphs(Method):
     title = "training on a few random graphs"
     paper = "https://arxiv.org/abs/2310.09486"
     teacher = "none"
+    role = "control"
     kinds = ("graph_classification",)
     options: Hyperparameters
 

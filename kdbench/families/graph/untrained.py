@@ -17,6 +17,7 @@ class Untrained(Method):
     title = "untrained student"
     paper = "https://arxiv.org/abs/2310.09486"
     teacher = "none"
+    role = "control"
     kinds = ("graph_classification",)
 
     def epochs(self, budget: int) -> int:

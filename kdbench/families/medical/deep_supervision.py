@@ -24,6 +24,7 @@ class DeepSupervision(Method):
     title = "decoder stages trained on the labels through auxiliary heads"
     paper = "https://arxiv.org/abs/1409.5185"
     teacher = "none"
+    role = "control"
     kinds = ("segmentation_3d",)
 
     def taps(self, student: nn.Module) -> Mapping[str, str]:

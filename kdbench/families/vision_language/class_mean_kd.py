@@ -52,6 +52,7 @@ class ClassMeanKD(Method):
     title = "KD from the teacher's mean soft label of each class (control)"
     paper = "https://arxiv.org/abs/1503.02531"
     teacher = "frozen"
+    role = "control"
     kinds = ("paired_classification",)
     options: Hyperparameters
     epochs_in_all = 100

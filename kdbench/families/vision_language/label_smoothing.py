@@ -34,6 +34,7 @@ class LabelSmoothing(Method):
     title = "label smoothing (control: soft labels without a teacher)"
     paper = "https://arxiv.org/abs/1512.00567"
     teacher = "none"
+    role = "control"
     kinds = ("paired_classification",)
     options: Hyperparameters
 
