@@ -97,7 +97,7 @@ function unitOf(cells) {
   const [first] = units;
   const alike = units.every((unit) => unit.power === first.power && unit.suffix === first.suffix);
   if (!first || !alike || !Number.isFinite(first.power)) return null;
-  return { ...first, decimals: Math.max(...units.map((unit) => unit.decimals)) };
+  return { ...first, decimals: Math.min(20, Math.max(...units.map((unit) => unit.decimals))) };
 }
 
 /** The difference of a cell to the first one, in the unit that the column shows; "" where one is missing. */
@@ -252,11 +252,11 @@ class View {
       this.set({});
     });
     const facets = this.columns.filter((column) => column.facet);
-    this.tools = make("div", { className: "tools", role: "group", ariaLabel: `Tools of ${this.table.dataset.name}` },
+    const tools = make("div", { className: "tools", role: "group", ariaLabel: `Tools of ${this.table.dataset.name}` },
       make("label", {}, "Search", this.search),
       ...facets.map((column) => make("label", {}, column.label, this.facetMenu(column))),
       this.columnMenu(), this.exportMenu(), reset, this.status);
-    this.scroll.before(this.tools);
+    this.scroll.before(tools);
   }
 
   button(label, action) {
@@ -521,7 +521,8 @@ function start() {
     const all = history.state?.views;
     if (!all && id && !views.has(id)) return;
     for (const view of views.values()) view.restore(all?.[view.id] ?? (view.id === id ? query : ""));
-    if (!all && query && event?.type !== "popstate") document.getElementById(id).scrollIntoView({ behavior: "instant" });
+    const followed = !all && query && event?.type !== "popstate";
+    if (followed) document.getElementById(id).scrollIntoView({ behavior: "instant" });
   };
   addEventListener("popstate", restore);
   addEventListener("hashchange", restore);
