@@ -31,15 +31,16 @@ class Block:
 
 
 def blocks(doc: str) -> tuple[Block, ...]:
-    """Paragraphs of a docstring: indented ones are equations."""
+    """Paragraphs and items of a docstring: indented ones are equations."""
     found = []
     for part in re.split(r"\n\s*\n", doc.strip("\n")):
         lines = part.split("\n")
         if all(line.startswith("    ") for line in lines if line.strip()):
             indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
             found.append(Block(True, (Piece("\n".join(line[indent:] for line in lines), False),)))
-        elif part.strip():
-            found.append(Block(False, pieces(" ".join(part.split()))))
+        else:
+            items = re.split(r"\n(?=(?:\d+\.|-) )", part)
+            found += [Block(False, pieces(" ".join(item.split()))) for item in items if item.strip()]
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kdbench.board import plots, safe
 from kdbench.board.model import Task, View
-from kdbench.board.tables import headline_rows, score_title
+from kdbench.board.tables import headline_rows, judged_rows, score_title
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.ranks import critical_difference
 from kdbench.results.record import Record
@@ -146,7 +146,7 @@ def gaps(tasks: Sequence[Task], root: str) -> list[Drawn]:
         if not _teacher_is_better(one):
             without += 1
             continue
-        arms = [row for row in headline_rows(one) if row.method != "alone"]
+        arms = [row for row in judged_rows(one) if row.method != "alone"]
         kinds = _Kinds(arms)
         for row in arms:
             gap = safe.finite(row.gap_closed)
@@ -186,8 +186,8 @@ def ranks(tasks: Sequence[Task]) -> Ranks:
         one = task.headline.comparison
         sign = {"max": 1.0, "min": -1.0}.get(one.mode or "")
         if sign is not None:
-            means = {row.method: row.mean for row in headline_rows(one)}
-            scores[task.name] = {m: sign * mean for m, mean in means.items() if safe.finite(mean) is not None and mean}
+            means = {row.method: safe.finite(row.mean) for row in judged_rows(one)}
+            scores[task.name] = {method: sign * mean for method, mean in means.items() if mean is not None}
     chosen, names = _shared(scores)
     if len(chosen) < FEWEST or len(names) < FEWEST:
         told = f"No critical-difference diagram: it needs {FEWEST} tasks that share {FEWEST} methods, "

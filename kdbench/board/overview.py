@@ -76,13 +76,14 @@ def _sentence(tasks: Sequence[Task]) -> str:
         f"{found.count('unclear')} not distinguishable",
     ]
     untested = f", {found.count('')} without a test" if found.count("") else ""
-    return f"Of {len(found)} results: {', '.join(told)}{untested} (paired t tests, Holm within each comparison)."
+    how = "paired t tests, Holm within each comparison"
+    return f"Of {len(found)} results of kd and methods: {', '.join(told)}{untested} ({how})."
 
 
 def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
-    """The rows of the headline comparisons that are held against ``alone``."""
+    """``kd`` and the methods in the headline comparisons."""
     comparisons = [task.headline.comparison for task in tasks]
-    return [(one, row) for one in comparisons for row in tables.headline_rows(one) if row.method != "alone"]
+    return [(one, row) for one in comparisons for row in tables.judged_rows(one) if row.method != "alone"]
 
 
 def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.board.model import Task, View, rows_of
+from kdbench.board.model import Task, View, installed_method, rows_of
 from kdbench.cards import Reported
 from kdbench.results import render
 from kdbench.results.compare import Comparison, Row
@@ -80,7 +80,8 @@ def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
 
 def arm_cell(row: Row, family: str, root: str) -> Cell:
     """The arm's name, linked to its method's page."""
-    badges: tuple[Badge, ...] = () if row.control == "none" else (Badge("control", "control"),)
+    kind = kind_of(row, family)
+    badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound") else ()
     badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
     href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
     return text(row.label, href, badges)
@@ -156,11 +157,14 @@ def score_title(metric: str | None) -> str:
     return f"{safe.name(metric)} %" if metric and percent(metric) else safe.name(metric) if metric else "score"
 
 
-def kind_of(row: Row) -> str:
-    """Whether a row is the teacher, a baseline, a method or a control."""
+def kind_of(row: Row, family: str) -> str:
+    """Whether a row is the teacher, a baseline, a method, a control or a bound."""
     if row.control != "none":
         return "control"
-    return {"teacher": "teacher", "alone": "baseline", "kd": "baseline"}.get(row.method, "method")
+    if row.method in ("teacher", "alone", "kd"):
+        return "teacher" if row.method == "teacher" else "baseline"
+    info = installed_method(family, row.method)
+    return info.role if info else "method"
 
 
 def comparison_table(view: View, task: Task, root: str = "../") -> Table:
@@ -174,11 +178,11 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         Column("failed", "failed", hidden=True, help="runs that failed"),
         Column("mean", score_title(comparison.metric), help="mean over seeds ± half of its 95 % interval"),
         Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
-        Column("p_alone", "p", help="paired t test against alone, Holm over the methods"),
+        Column("p_alone", "p alone", help="paired t test against alone, Holm over the methods"),
         Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
-        Column("p_kd", "p", help="paired t test against kd, Holm over the methods"),
+        Column("p_kd", "p kd", help="paired t test against kd, Holm over the methods"),
         Column("delta_real", "real − control", hidden=True, help="the method with its real teacher minus this control"),
-        Column("p_real", "p", hidden=True, help="paired t test of real − control, Holm over the controls"),
+        Column("p_real", "p real", hidden=True, help="paired t test of real − control, Holm over the controls"),
         Column("letters", "group", "text", help="arms that share a letter are not distinguishable"),
         Column("gap_closed", "gap closed", help="(arm − alone) / (teacher − alone) [95 % interval]"),
         Column("agreement", "agreement %", help="share of test examples predicted as the teacher predicts them"),
@@ -190,7 +194,7 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         share = safe.finite(row.agreement)
         cells = (
             arm_cell(row, task.family, root),
-            text(kind_of(row)),
+            text(kind_of(row, task.family)),
             figure(row.n),
             figure(row.failed),
             score_cell(row, comparison.metric),
@@ -244,9 +248,9 @@ RESULTS = (
     Column("n", "seeds", help="runs that finished"),
     Column("mean", "score", help="mean test score ± half of its 95 % interval, in the task's metric"),
     Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
-    Column("p_alone", "p", help="paired t test against alone, Holm over the task's methods"),
+    Column("p_alone", "p alone", help="paired t test against alone, Holm over the task's methods"),
     Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
-    Column("p_kd", "p", help="paired t test against kd, Holm over the task's methods"),
+    Column("p_kd", "p kd", help="paired t test against kd, Holm over the task's methods"),
     Column("gap_closed", "gap closed", help="(method − alone) / (teacher − alone) [95 % interval]"),
     Column("train_seconds", "train s", help="wall time of the student's training"),
 )
@@ -269,12 +273,14 @@ def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
 def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, families: bool = True) -> Table:
     """One row for each method of every task, from the task's comparison with most records; ``families`` are named."""
     first = 0 if families else 1
-    columns = (Column("arm", "method", "text", facet=True), *CONTEXT[first:], *RESULTS)
+    kind = Column("kind", "kind", "text", facet=True, hidden=True)
+    columns = (Column("arm", "method", "text", facet=True), kind, *CONTEXT[first:], *RESULTS)
     lines = []
     for task in tasks:
         view = task.headline
         for row in headline_rows(view.comparison):
-            cells = (arm_cell(row, task.family, root), *context_cells(view, task, root)[first:])
+            told = (arm_cell(row, task.family, root), text(kind_of(row, task.family)))
+            cells = (*told, *context_cells(view, task, root)[first:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
     return Table(name, caption, columns, tuple(lines))
@@ -295,13 +301,23 @@ def headline_rows(comparison: Comparison) -> list[Row]:
     return kept
 
 
+def judged_rows(comparison: Comparison) -> list[Row]:
+    """Those headline rows that say what distillation is worth: baselines and methods, but no control and no bound."""
+    kinds = ("baseline", "method")
+    return [row for row in headline_rows(comparison) if kind_of(row, comparison.family) in kinds]
+
+
 def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
     """One row for each comparison, setting and control of a method."""
     setting = (Column("arm", "settings", "text"), Column("kind", "kind", "text", facet=True, hidden=True))
     lines = []
     for task in tasks:
         for view, row in rows_of(task, method):
-            cells = (arm_cell(row, task.family, root), text(kind_of(row)), *context_cells(view, task, root)[1:])
+            cells = (
+                arm_cell(row, task.family, root),
+                text(kind_of(row, task.family)),
+                *context_cells(view, task, root)[1:],
+            )
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), line))
     return Table(

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kdbench.board import docstrings, figures, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
 from kdbench.cards import Reported, card
+from kdbench.hashing import canonical_json
 from kdbench.results import compare, render, store
 from kdbench.results.record import Record
 
@@ -104,9 +106,9 @@ def test_a_task_page_tells_the_comparison(failing: Path, tmp_path: Path) -> None
 def test_what_was_not_measured_is_missing_and_never_zero(failing: Path) -> None:
     (rows,) = Tables(failing / "task" / "imagined.html").found.values()
     for key in ("latency_ms", "flops", "peak_memory_bytes"):
-        assert rows["quick"][key] == {"text": "–"}
+        assert rows["quick"][key] == {"text": "–", "class": "number"}
         assert "data-v" in rows["kd"][key]
-    assert rows["lostkd"]["mean"] == {"text": "–"} and rows["lostkd"]["n"]["data-v"] == "0"
+    assert rows["lostkd"]["mean"] == {"text": "–", "class": "number"} and rows["lostkd"]["n"]["data-v"] == "0"
     found = {row["arm"]: row for row in json.loads((failing / "data" / "imagined.json").read_bytes())}
     assert found["quick"]["latency_ms"] is None and found["lostkd"]["mean"] is None
     with (failing / "data" / "imagined.csv").open(newline="") as stream:
@@ -191,11 +193,13 @@ def test_other_settings_are_measured_against_the_default_ones() -> None:
     table = tables.settings_table([task], "mst_distill", "../")
     line = next(line for line in table.lines if "variant=official" in str(line.cells[0].value))
     cells = dict(zip((column.key for column in table.columns), line.cells, strict=True))
+    group = next(r.group for r in records if '"variant":"official"' in canonical_json(r.config["method"]))
     score: dict[bool, dict[int, float]] = {True: {}, False: {}}
     for record in records:
         options = record.config["method"]
         assert isinstance(options, dict)
-        if record.method == "mst_distill" and options["router"] == "official" and record.metrics:
+        plain = [options.get(name) for name in ("router", "collaborate", "specialise")] == ["official", True, True]
+        if plain and record.group == group and record.metrics:
             score[options["variant"] == "official"][record.seed] = record.metrics.test["accuracy"]
     differences = [value - score[False][seed] for seed, value in score[True].items() if seed in score[False]]
     assert cells["n"].value == len(differences) == 5
@@ -238,3 +242,21 @@ def test_identifiers_do_not_depend_on_what_else_is_there(cora: Task) -> None:
     group = cora.views[2].comparison.group
     (alone,) = task_of([record for record in records if record.group == group]).views
     assert alone.id == cora.views[2].id
+
+
+def test_controls_and_bounds_stand_beside_the_methods_and_count_as_none(sealed: Make) -> None:
+    arms = ("alone", "kd", "mirage", "untrained", "newkd")
+    found = [sealed(None, method, seed, 44 + seed + place) for seed in range(3) for place, method in enumerate(arms)]
+    task = task_of(found)
+    assert {row.method for row in tables.headline_rows(task.headline.comparison)} == set(arms)
+    assert {row.method for row in tables.judged_rows(task.headline.comparison)} == set(arms) - {"untrained"}
+    kinds = {row.method: tables.kind_of(row, "graph") for row in task.headline.comparison.rows}
+    expected = {"alone": "baseline", "kd": "baseline", "mirage": "method", "untrained": "control", "newkd": "method"}
+    assert kinds == {**expected, "teacher": "teacher"}
+    oracle = task.headline.comparison.rows[-1]
+    assert tables.kind_of(replace(oracle, method="oracle"), "detection") == "bound"
+
+
+def test_items_of_a_list_in_a_docstring_are_paragraphs_of_their_own() -> None:
+    told = docstrings.blocks("First:\n\n1. one,\n   and more\n2. two\n\n- three\n\nLast.")
+    assert [block.text for block in told] == ["First:", "1. one, and more", "2. two", "- three", "Last."]
