@@ -51,17 +51,23 @@ def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
 
 @leaderboard.command()
 @click.argument("site", type=click.Path(path_type=Path))
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
-def serve(site: Path, port: int) -> None:
+def serve(site: Path, port: int, show: bool) -> None:
     """Show a site that was built, on this machine alone, until Ctrl-C.
 
     \b
     kdbench leaderboard serve build/site
-    kdbench leaderboard serve build/site --port 0
+    kdbench leaderboard serve build/site --port 0 --open
     """
     from kdbench.board.serve import serve as serving
 
-    serving(site, port, lambda address: click.echo(f"{address}  (Ctrl-C ends)"))
+    def tell(address: str) -> None:
+        click.echo(f"{address}  (Ctrl-C ends)")
+        if show:
+            click.launch(address)
+
+    serving(site, port, tell)
 
 
 @leaderboard.command()

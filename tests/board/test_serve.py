@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_it_serves_the_site_and_ends_quietly(records: Path, tmp_path: Path) -> N
             assert process.wait(20) == 0 and process.stderr.read() == ""
         finally:
             process.kill()
+
+
+def test_open_shows_the_address_in_the_browser(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, shown = tmp_path / "site", []
+    build([records], site)
+    monkeypatch.setattr("click.launch", shown.append)
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda server: None)
+    assert cli.entry(["leaderboard", "serve", str(site), "--port", "0", "--open"]) == 0
+    assert shown == [capsys.readouterr().out.split()[0]]
+    assert cli.entry(["leaderboard", "serve", str(site), "--port", "0"]) == 0
+    assert len(shown) == 1
 
 
 def test_a_folder_that_no_build_made_is_not_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
