@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 
 from kdbench.engine.callbacks import AtomicCheckpoints, Checkpoints, StepStreams
 from kdbench.engine.distributed import started
@@ -29,7 +30,6 @@ def fit(
     one into an exit.
     """
     checkpoint = Checkpoints(folder, options.checkpoint_every_n_epochs)
-    alone = options.processes == 1 and started() > 1  # a stage: Lightning shall not look for our siblings
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=options.accelerator,
@@ -41,7 +41,7 @@ def fit(
         gradient_clip_val=options.gradient_clip_val or None,
         check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
         callbacks=[StepStreams(seed), *callbacks, checkpoint],
-        plugins=[AtomicCheckpoints(), *([LightningEnvironment()] if alone else [])],
+        plugins=[AtomicCheckpoints(), *_environment(options)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -58,3 +58,12 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     return trainer.strategy.root_device
+
+
+def _environment(options: Trainer) -> list[Any]:
+    """Where Lightning would choose wrongly: how the processes of a fit find each other."""
+    if options.processes == 1 and started() > 1:
+        return [LightningEnvironment()]  # a stage, which shall not look for our siblings
+    if SLURMEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]  # its own checkpoints are from the middle of an epoch
+    return []
