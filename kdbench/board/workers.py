@@ -32,6 +32,7 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item], jobs: int)
         yield from map(function, items)
         return
     _inherited = (function, items)
+    gc.freeze()  # else the first collection of a process looks at all that it inherits, and so copies it
     try:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _begin) as pool:
             yield from pool.map(_call, range(len(items)))
