@@ -77,7 +77,7 @@ class Comparison:
 
     ``settings`` are the options that the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines:
     of several arms of one name the one with default hyper-parameters, else the one with most seeds, and of those the
-    one with the best mean validation score.
+    one with the best mean validation score. The arms of ``mixed`` seeds ran on different processors.
     """
 
     group: str
@@ -93,6 +93,7 @@ class Comparison:
     mode: Mode | None
     alone: str | None
     kd: str | None
+    mixed: tuple[int, ...]
     rows: tuple[Row, ...]
 
 
@@ -157,8 +158,17 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         mode=mode,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
+        mixed=_mixed(arms),
         rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, alone, kd, teachers, metric, mode)),
     )
+
+
+def _mixed(arms: Sequence[_Arm]) -> tuple[int, ...]:
+    machines: dict[int, set[tuple[str, str | None]]] = defaultdict(set)
+    for arm in arms:
+        for seed, run in arm.runs.items():
+            machines[seed].add((run.hardware.cpu, run.hardware.accelerator))
+    return tuple(sorted(seed for seed, found in machines.items() if len(found) > 1))
 
 
 def _settings(command: str) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """What a reader must know to read the numbers: single seeds, failed runs, a teacher that is no better."""
+    """What a reader must know to read the numbers: single seeds, failed runs, mixed machines, a weak teacher."""
     students = [row for row in comparison.rows if row.method != "teacher"]
     notes = [f"{row.label}: {row.failed} of {row.failed + row.n} runs failed" for row in students if row.failed]
     if any(row.n == 1 for row in students):
@@ -87,6 +87,11 @@ def footnotes(comparison: Comparison) -> list[str]:
     if any(row.p_alone is not None or row.p_kd is not None for row in students):
         notes.append(
             "p: two-sided paired t tests over seeds, Holm-adjusted over the methods; ± and brackets: 95 % intervals"
+        )
+    if comparison.mixed:
+        told = ", ".join(map(str, comparison.mixed[:10])) + (", …" if len(comparison.mixed) > 10 else "")
+        notes.append(
+            f"arms of seed {told} ran on different processors: they share all random streams, but not rounding"
         )
     if any(row.stage_seconds for row in students):
         notes.append("train s: the student's training + the method's other stages")

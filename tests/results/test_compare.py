@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kdbench.results.compare import Comparison, Row, compare, to_json
 from kdbench.results.record import Record
-from kdbench.results.render import markdown, table, title, verdicts
+from kdbench.results.render import footnotes, markdown, table, title, verdicts
 from kdbench.results.stats import fieller, holm, paired
 
 Arms = Callable[..., list[Record]]
@@ -305,3 +305,12 @@ def test_letters_of_a_table(arms: Arms, make: Callable[..., Record], records: li
     found = {r.label: r.letters for r in comparison.rows}
     assert found["teacher"] == found["single"] == found["lingugkd · random teacher"] == ""
     assert (found["far"], found["kd"], found["lingugkd"], found["alone"]) == ("a", "b", "b", "c")
+
+
+def test_seeds_whose_arms_ran_on_different_processors_are_named(make: Callable[..., Record]) -> None:
+    other = {"cpu": "y", "cores": 2, "threads": 2, "memory_bytes": 8, "accelerator": None, "os": "Linux"}
+    found = [make("alone", seed, 40) for seed in range(3)]
+    assert compare([*found, *(make("kd", seed, 42) for seed in range(3))])[0].mixed == ()
+    (mixed,) = compare([*found, make("kd", 0, 42), make("kd", 2, 42, hardware=other)])
+    assert mixed.mixed == (2,)
+    assert any("arms of seed 2 ran on different processors" in note for note in footnotes(mixed))
