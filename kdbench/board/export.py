@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kdbench.board import safe
-from kdbench.board.tables import Table
+from kdbench.board.cells import Table
 
 
 def rows(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from kdbench.board import plots, safe
+from kdbench.board.cells import score_title
 from kdbench.board.model import Task, View
-from kdbench.board.tables import headline_rows, judged_rows, score_title
+from kdbench.board.tables import headline_rows, judged_rows
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.ranks import critical_difference
 from kdbench.results.record import Record

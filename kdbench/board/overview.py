@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import describe
-from kdbench.board import docstrings, export, figures, pages, safe, tables
+from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card, installed_method
 from kdbench.board.task_page import put
 from kdbench.cards import read_card, task_paths
@@ -67,7 +67,7 @@ def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
 def _sentence(tasks: Sequence[Task]) -> str:
     """How many results of ``kd`` and methods differ from ``alone``, and how."""
     found = [
-        tables.delta_cell(row.delta_alone, row.p_alone, comparison).state if row.p_alone is not None else ""
+        cells.delta_cell(row.delta_alone, row.p_alone, comparison).state if row.p_alone is not None else ""
         for comparison, row in _results(tasks)
     ]
     told = [

@@ -3,168 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.board.model import Task, View, installed_method, rows_of
+from kdbench.board.cells import (
+    COSTS,
+    Badge,
+    Cell,
+    Column,
+    Line,
+    Table,
+    arm_cell,
+    cost_cells,
+    delta_cell,
+    figure,
+    gap_cell,
+    kind_of,
+    p_cell,
+    score_cell,
+    score_title,
+    shown,
+    text,
+)
+from kdbench.board.model import Task, View, rows_of
 from kdbench.cards import Reported
 from kdbench.results import render
 from kdbench.results.compare import Comparison, Row
-from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, percent, signed
-from kdbench.results.stats import PairedDifference, holm, paired
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column; ``facet`` gets a menu of its values, ``hidden`` is shown on demand where there is a script."""
-
-    key: str
-    title: str
-    type: Literal["text", "number"] = "number"
-    facet: bool = False
-    hidden: bool = False
-    help: str = ""
-
-
-@dataclass(frozen=True)
-class Badge:
-    """A word beside a value: generated, scale, control, reported or failed."""
-
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """``text`` is for people, ``value`` exact; no value: missing."""
-
-    text: str = MISSING
-    value: str | int | float | None = None
-    low: float | None = None
-    high: float | None = None
-    href: str | None = None
-    state: Literal["", "better", "worse", "unclear"] = ""
-    badges: tuple[Badge, ...] = ()
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table, named by ``key``."""
-
-    key: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. ``name`` is the file name of its downloads, ``cite`` the key of its citation."""
-
-    name: str
-    caption: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-    cite: str = "kdbench"
-
-
-def text(value: str | None, href: str | None = None, badges: tuple[Badge, ...] = ()) -> Cell:
-    """A cell of text."""
-    return Cell() if value is None else Cell(safe.cut(value, 160), safe.cut(value), href=href, badges=badges)
-
-
-def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
-    """A cell of a number; a number that is missing or not finite is missing."""
-    held = safe.finite(value)
-    return Cell() if held is None else Cell(shown if shown is not None else f"{held:,}", held, **more)
-
-
-def arm_cell(row: Row, family: str, root: str) -> Cell:
-    """The arm's name, linked to its method's page."""
-    kind = kind_of(row, family)
-    badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound") else ()
-    badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
-    href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
-    return text(row.label, href, badges)
-
-
-def score_cell(row: Row, metric: str | None) -> Cell:
-    """Mean ± half of its 95 % interval."""
-    if safe.finite(row.mean) is None or row.mean is None:
-        return Cell()
-    low, high = (None, None) if row.interval is None else map(safe.finite, row.interval)
-    if low is None or high is None:
-        return Cell(number(row.mean, metric), row.mean + 0.0)
-    return Cell(f"{number(row.mean, metric)} ± {number((high - low) / 2, metric)}", row.mean + 0.0, low, high)
-
-
-def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
-    """A paired difference with its interval; its state says whether p is below the level, and in which direction."""
-    if delta is None or safe.finite(delta.mean) is None:
-        return Cell()
-    low, high, shown = safe.finite(delta.low), safe.finite(delta.high), signed(delta.mean, comparison.metric)
-    if low is not None and high is not None:
-        shown += f" [{signed(low, comparison.metric)}, {signed(high, comparison.metric)}]"
-    state: Literal["", "better", "worse", "unclear"] = "unclear"
-    if p is not None and p < LEVEL and comparison.mode is not None:
-        state = "better" if better(delta.mean, comparison) else "worse"
-    return Cell(shown, delta.mean + 0.0, low, high, state=state)
-
-
-def p_cell(p: float | None) -> Cell:
-    """A p value."""
-    return figure(p, None if p is None else p_value(p))
-
-
-def gap_cell(row: Row) -> Cell:
-    """The share of the gap to the teacher that is closed, with its interval where it is bounded."""
-    gap = safe.finite(row.gap_closed)
-    if gap is None:
-        return Cell()
-    low, high = (None, None) if row.gap_interval is None else map(safe.finite, row.gap_interval)
-    bounds = "" if low is None or high is None else f" [{fixed(low, 2)}, {fixed(high, 2)}]"
-    return Cell(fixed(gap, 2) + bounds, gap, *((low, high) if bounds else ()))
-
-
-def cost_cells(row: Row) -> tuple[Cell, ...]:
-    """Parameters, FLOPs, latency, training time, stages' time and peak memory."""
-    return (
-        figure(row.parameters, _shown(row.parameters, count)),
-        figure(row.flops, _shown(row.flops, count)),
-        figure(row.latency_ms, _shown(row.latency_ms, lambda value: fixed(value, 2))),
-        figure(row.train_seconds, _shown(row.train_seconds, lambda value: fixed(value, 1))),
-        figure(row.stage_seconds, _shown(row.stage_seconds, lambda value: fixed(value, 1))),
-        figure(row.peak_memory_bytes, _shown(row.peak_memory_bytes, lambda value: fixed(value / 1e6, 0))),
-    )
-
-
-def _shown(value: float | None, write: Any) -> str | None:
-    held = safe.finite(value)
-    return None if held is None else str(write(held))
-
-
-COSTS = (
-    Column("parameters", "parameters", help="parameters of the deployed student"),
-    Column("flops", "FLOPs", hidden=True, help="floating-point operations of one forward pass"),
-    Column("latency_ms", "latency ms", help="median time of one forward pass"),
-    Column("train_seconds", "train s", help="wall time of the student's training"),
-    Column("stage_seconds", "stages s", help="wall time of the method's other stages"),
-    Column("peak_memory_bytes", "peak MB", hidden=True, help="peak memory of the training"),
-)
-
-
-def score_title(metric: str | None) -> str:
-    """What the column of scores is called."""
-    return f"{safe.name(metric)} %" if metric and percent(metric) else safe.name(metric) if metric else "score"
-
-
-def kind_of(row: Row, family: str) -> str:
-    """Whether a row is the teacher, a baseline, a method, a control or a bound."""
-    if row.control != "none":
-        return "control"
-    if row.method in ("teacher", "alone", "kd"):
-        return "teacher" if row.method == "teacher" else "baseline"
-    info = installed_method(family, row.method)
-    return info.role if info else "method"
+from kdbench.results.render import fixed, number
+from kdbench.results.stats import holm, paired
 
 
 def comparison_table(view: View, task: Task, root: str = "../") -> Table:
@@ -215,7 +80,7 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
 
 
 def _other(value: float | None, metric: str) -> Cell:
-    return figure(value, _shown(value, lambda held: number(held, metric)))
+    return figure(value, shown(value, lambda held: number(held, metric)))
 
 
 def render_title(comparison: Comparison) -> str:
@@ -266,7 +131,7 @@ def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
         delta_cell(row.delta_kd, row.p_kd, comparison),
         p_cell(row.p_kd),
         gap_cell(row),
-        figure(row.train_seconds, _shown(row.train_seconds, lambda value: fixed(value, 1))),
+        figure(row.train_seconds, shown(row.train_seconds, lambda value: fixed(value, 1))),
     )
 
 

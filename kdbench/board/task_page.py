@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.board import export, figures, pages, safe, tables
+from kdbench.board.cells import Table
 from kdbench.board.model import Run, Task, View, installed_card
-from kdbench.board.tables import Table
 from kdbench.cards import Card
 from kdbench.datasets import dataset
 from kdbench.results import render

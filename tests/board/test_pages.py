@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.board import docstrings, figures, tables
+from kdbench.board import cells, docstrings, figures, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
 from kdbench.cards import Reported, card
@@ -250,11 +250,11 @@ def test_controls_and_bounds_stand_beside_the_methods_and_count_as_none(sealed: 
     task = task_of(found)
     assert {row.method for row in tables.headline_rows(task.headline.comparison)} == set(arms)
     assert {row.method for row in tables.judged_rows(task.headline.comparison)} == set(arms) - {"untrained"}
-    kinds = {row.method: tables.kind_of(row, "graph") for row in task.headline.comparison.rows}
+    kinds = {row.method: cells.kind_of(row, "graph") for row in task.headline.comparison.rows}
     expected = {"alone": "baseline", "kd": "baseline", "mirage": "method", "untrained": "control", "newkd": "method"}
     assert kinds == {**expected, "teacher": "teacher"}
     oracle = task.headline.comparison.rows[-1]
-    assert tables.kind_of(replace(oracle, method="oracle"), "detection") == "bound"
+    assert cells.kind_of(replace(oracle, method="oracle"), "detection") == "bound"
 
 
 def test_items_of_a_list_in_a_docstring_are_paragraphs_of_their_own() -> None:
