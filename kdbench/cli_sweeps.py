@@ -13,6 +13,8 @@ from kdbench.cli_options import json_option, print_json, print_runs, print_table
 from kdbench.errors import KdbenchError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from kdbench.launch.status import RunStatus
     from kdbench.launch.sweep import Run, Sweep
 
@@ -106,19 +108,26 @@ def _pool(asked: Sweep, left: Sequence[Run]) -> None:
 
 
 def _watch(asked: Sweep) -> None:
-    """Stay until no run is queued or at work, saying what changes."""
+    """Stay until no run is queued or at work: on a terminal with a table that moves, elsewhere with a line a change."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from kdbench.launch import pool
     from kdbench.launch.status import counts, statuses
 
+    console = Console(stderr=True)
     before, began = "", time.monotonic()
-    while True:
-        found = statuses(asked)
-        told = ", ".join(f"{number} {phase}" for phase, number in counts(found).items())
-        if told != before:
-            _say(told)
-        if not any(one.active for one in found):
-            return
-        before = told
-        time.sleep(min(30.0, 1 + (time.monotonic() - began) / 30))  # a cluster's controller serves others too
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            found = statuses(asked)
+            if console.is_terminal:
+                live.update(_shown(asked, found, False), refresh=True)
+            elif (told := _told(counts(found))) != before:
+                _say(told)
+                before = told
+            if not any(one.active for one in found) and not pool.at_work(asked.folder):
+                return
+            time.sleep(min(30.0, 1 + (time.monotonic() - began) / 30))  # a cluster's controller serves others too
 
 
 def _finish(asked: Sweep, chosen: Sequence[Run], as_json: bool) -> None:
@@ -174,31 +183,31 @@ def status(name: str | None, runs: Path, as_json: bool, watch: bool, every: bool
     if as_json:
         print_json({"sweep": name, "counts": counts(told), "runs": [one.to_json() for one in told]})
     else:
-        _table(asked, told, every)
+        from rich.console import Console
+
+        here = Console()
+        Console(width=None if here.is_terminal else 140).print(_shown(asked, told, every))
 
 
 def _told(numbers: dict[str, int]) -> str:
     return ", ".join(f"{number} {phase}" for phase, number in numbers.items())
 
 
-def _table(asked: Sweep, told: Sequence[RunStatus], every: bool) -> None:
-    from rich.console import Console
+def _shown(asked: Sweep, told: Sequence[RunStatus], every: bool) -> Group:
+    """The counts, and below them a table of the runs that there is something to say of."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     from kdbench.launch.status import counts
     from kdbench.launch.sweep import labels
 
-    click.echo(f"{asked.name}: {_told(counts(told))}")
-    shown = [one for one in told if every or one.phase not in ("done", "pending")]
-    if not shown:
-        return
-    named = labels(asked.runs.values())
     table = Table("run", "hash", "phase", "job", "", box=None, padding=(0, 2, 0, 0))
-    for one in shown:
-        table.add_row(*map(Text, (named[one.hash], one.hash[:16], one.phase, one.job or "", one.detail)))
-    console = Console()
-    Console(width=max(console.width, 140) if not console.is_terminal else None).print(table)
+    named = labels(asked.runs.values())
+    for one in told:
+        if every or one.phase not in ("done", "pending"):
+            table.add_row(*map(Text, (named[one.hash], one.hash[:16], one.phase, one.job or "", one.detail)))
+    return Group(Text(f"{asked.name}: {_told(counts(told))}"), *([table] if table.row_count else []))
 
 
 @click.command()

@@ -157,14 +157,21 @@ def _work_off(sweep: Sweep, waiting: deque[Run], ended: Ended) -> None:
         worker.end()
 
 
-def stop(folder: Path) -> list[int]:
-    """Tell every process of this machine that is at a sweep to stop, as Ctrl-C would; their numbers."""
-    told = []
+def at_work(folder: Path) -> list[int]:
+    """The processes of this machine that are at a sweep, by their numbers."""
+    found = []
     for path in (folder / "processes").glob(f"{socket.gethostname()}-*.lock"):
         try:
             with FileLock(path, timeout=0):
                 path.unlink()  # its process is gone
         except Timeout:
-            told.append(int(path.stem.rpartition("-")[2]))
-            os.kill(told[-1], signal.SIGINT)
-    return told
+            found.append(int(path.stem.rpartition("-")[2]))
+    return found
+
+
+def stop(folder: Path) -> list[int]:
+    """Tell them to stop, as Ctrl-C would; their numbers."""
+    found = at_work(folder)
+    for process in found:
+        os.kill(process, signal.SIGINT)
+    return found

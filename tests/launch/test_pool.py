@@ -147,9 +147,13 @@ def test_cancel_leaves_a_checkpoint_that_retry_goes_on_from(
     assert cli.entry(["status", "long", "--runs", str(asked.root)]) == 0
     told = capfd.readouterr().out
     assert "1 running" in told and "epoch" in told
+    watching = kdbench("status", "long", "--watch", runs=asked.root)
+    assert watching.stderr is not None and watching.stderr.readline() == "1 running\n"
     assert cli.entry(["cancel", "long", "--runs", str(asked.root)]) == 0
     assert "1 processes" in capfd.readouterr().out
     assert process.wait(60) == 130
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and "1 lost" in out + err
     state = states.read(states.state_path(asked.folder, run.hash))
     assert state is not None and state.phase == "stopped" and state.epoch > 3
     assert (run_folder(asked.root, run) / "last.ckpt").exists()
