@@ -94,33 +94,6 @@ def test_a_job_that_is_requeued_starts_again(cluster: LocalCluster, tmp_path: Pa
     assert [line for line in lines if line.startswith(("start", "over"))][-2:] == ["start 1 on n1", "over"]
 
 
-@pytest.mark.slow
-def test_an_urgent_job_preempts_and_the_signal_comes_first(cluster: LocalCluster, tmp_path: Path) -> None:
-    # A job that ends by itself once it is warned has failed or is done: SLURM only requeues what it had to kill.
-    wait = "while true; do sleep 300 & wait; done"
-    script = f"{COUNT}; trap 'echo warned' USR1; [ $SLURM_RESTART_COUNT ] || {wait}; echo over"
-    job = submit(cluster, tmp_path, script, "--signal=B:USR1@5", "--exclusive", "-N4", "--requeue")
-    cluster.wait_jobs([job], ["RUNNING"])
-    time.sleep(1)
-    urgent = submit(cluster, tmp_path, "echo urgent", "--partition=urgent")
-    cluster.wait_jobs([urgent, job], ["COMPLETED"])
-    told = (tmp_path / f"{job}.log").read_text()
-    assert "warned" in told and told.endswith("start 1 on n1\nover\n")
-
-
-@pytest.mark.slow
-def test_a_job_of_a_lost_node_is_requeued_and_the_node_comes_back(cluster: LocalCluster, tmp_path: Path) -> None:
-    script = f"{COUNT}; [ $SLURM_RESTART_COUNT ] || sleep 300; echo over"
-    job = submit(cluster, tmp_path, script, "--nodelist=n2")
-    cluster.wait_jobs([job], ["RUNNING"])
-    cluster.node_down("n2", with_jobs=True)
-    assert cluster.processes("n2") == []
-    cluster.wait(["n2"], ["down", "down*"])
-    cluster.node_up("n2")
-    cluster.wait_jobs([job], ["COMPLETED"])
-    assert (tmp_path / f"{job}.log").read_text().endswith("start 1 on n2\nover\n")
-
-
 def test_a_job_outlives_the_daemon_that_started_it(cluster: LocalCluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "sleep 4; echo over", "--nodelist=n3")
     cluster.wait_jobs([job], ["RUNNING"])
@@ -130,16 +103,6 @@ def test_a_job_outlives_the_daemon_that_started_it(cluster: LocalCluster, tmp_pa
     cluster.node_up("n3")
     cluster.wait_jobs([job], ["COMPLETED"])
     assert (tmp_path / f"{job}.log").read_text() == "over\n"
-
-
-@pytest.mark.slow
-def test_the_time_limit_warns_then_ends_a_job(cluster: LocalCluster, tmp_path: Path) -> None:
-    # SLURM counts limits in minutes, and looks after them twice a minute.
-    script = "trap 'echo warned' USR1; echo start; sleep 300 & wait; wait; echo over"
-    job = submit(cluster, tmp_path, script, "--time=1", "--signal=B:USR1@30")
-    cluster.wait_jobs([job], ["TIMEOUT"], patience=200)
-    told = (tmp_path / f"{job}.log").read_text()
-    assert told.startswith("start\nwarned\n") and "TIME LIMIT" in told and "over" not in told
 
 
 def test_nothing_is_left_after_an_exception(running: LocalCluster, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def numbers(asked: Sweep) -> dict[str, Any]:
 
 
 def logs(asked: Sweep) -> str:
-    return "\n".join(path.read_text(errors="replace")[-3000:] for path in asked.folder.glob("slurm/*.out"))
+    return "\n".join(path.read_text(errors="replace") for path in asked.folder.glob("slurm/*.out"))
 
 
 def locally(words: list[str], root: Path) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def test_a_killed_process_is_lost_with_its_job_named_and_resumes(tmp_path: Path)
 def test_a_poisoned_job_is_named_and_stops_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "poisoned.yaml"
     runs = ["task=gnn method=alone seed=0..2 trainer.max_epochs=1"]
-    runs += ["task=gnn method=alone seed=77 trainer.max_epochs=1 optimizer.name=sgd optimizer.lr=1e30 data.words=50"]
+    runs += ["task=gnn method=alone seed=77 trainer.max_epochs=5 optimizer.name=sgd optimizer.lr=1e30 data.words=50"]
     file.write_text(json.dumps({"runs": runs, "launcher": "slurm", "slurm": {"memory": "2GB", "cpus": 1}}))
     words = ["sweep", str(file), "--wait", "--runs", str(tmp_path / "runs")]
     assert cli.entry(words) == 1
@@ -199,15 +199,15 @@ def test_a_poisoned_job_is_named_and_stops_no_other(tmp_path: Path, capfd: pytes
 
 
 def test_two_sweeps_over_the_same_runs_do_each_once(tmp_path: Path) -> None:
-    words = ["task=gnn", "method=alone,kd", "seed=0..2", *PLAIN, "launcher=slurm", *SMALL]
+    words = ["task=gnn", "method=alone,kd", "seed=0..1", *PLAIN, "launcher=slurm", *SMALL]
     first = sweep([*words, "name=one"], tmp_path)
     second = sweep([*words, "name=two"], tmp_path)
     for asked in (first, second):
         wait_for(lambda asked=asked: all(one.phase == "done" for one in statuses(asked)), asked)
     began = {key: record(first, key).started for key in first.runs}
-    assert len(set(began.values())) == 6
+    assert len(set(began.values())) == 4
     logs_of_both = logs(first) + logs(second)
-    assert logs_of_both.count("epoch 10/10") == 6, "every run was trained once"
+    assert logs_of_both.count("epoch 10/10") == 4, "every run was trained once"
 
 
 def test_a_sweep_is_split_at_the_largest_array(
