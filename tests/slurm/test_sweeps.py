@@ -118,8 +118,8 @@ def record(asked: Sweep, key: str) -> Any:
 
 
 def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path) -> None:
-    words = ["task=gnn", "method=kd", "trainer.max_epochs=1500", "name=late", "launcher=slurm", *SMALL[:2]]
-    words += ["slurm.time=1", "slurm.signal=40", "slurm.requeues=50"]
+    words = ["task=gnn", "method=kd", "trainer.max_epochs=4000", "name=late", "launcher=slurm", *SMALL[:2]]
+    words += ["slurm.time=1", "slurm.signal=55", "slurm.requeues=50"]
     asked = sweep(words, tmp_path / "cluster", "--wait")
     assert state(asked).attempt > 1, "it was stopped and queued again"
     assert "the checkpoint is written" in logs(asked)
