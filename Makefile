@@ -12,6 +12,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/kdbench run task=gnn method=lingugkd seed=0..4
+	$(BIN)/kdbench leaderboard build runs -o build/demo
 
 check: .venv/installed
 	$(BIN)/ruff check .
