@@ -205,7 +205,7 @@ def test_fifty_kills_lose_no_finished_run_and_change_no_number(tmp_path: Path) -
             time.sleep(0.02)
             continue
         victim = chance.choice(fresh)
-        time.sleep(chance.uniform(0.0, 1.0))
+        time.sleep(chance.uniform(0.0, 0.6))
         with suppress(ProcessLookupError):
             os.kill(victim.pid, signal.SIGKILL)
             killed.add((victim.pid, victim.attempt))
