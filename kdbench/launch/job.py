@@ -41,7 +41,10 @@ def execute(run: Run, root: Path, folder: Path, log: str, job: str | None = None
 
 
 def prepare(runs: list[Run], root: Path) -> None:
-    """Do what runs share. What fails here fails again in the runs that need it, where it is told."""
+    """Do what runs share. What fails here fails again in the runs that need it, where it is told.
+
+    Raises :class:`StoppedError` when it was told to stop.
+    """
     from kdbench.engine import runner
 
     for run in runs:
@@ -49,6 +52,8 @@ def prepare(runs: list[Run], root: Path) -> None:
             config = run.config()
             require_extra(config.family)
             runner.prepare(config, root, runner.Silent())
+        except StoppedError:
+            raise
         except RUN_ERRORS as error:
             print(f"{run.command}: {told(error)}", file=sys.stderr)
 

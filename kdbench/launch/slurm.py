@@ -42,13 +42,31 @@ class Job:
 
 
 class _Task(ABC):
-    """What an array task does; submitit pickles it and calls it on the node."""
+    """What an array task does; submitit pickles it and calls it on the node.
+
+    Told by a signal that its time is up, it ends the epoch, checkpoints and is queued again.
+    """
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
 
+    def __call__(self, work: Any) -> None:
+        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's own handler: it queues the task again and exits
+        late: list[bool] = []
+        on_signal(signal.SIGUSR2, lambda: late.append(True))
+        on_signal(signal.SIGTERM)  # preemption or cancellation: SLURM decides what comes after
+        try:
+            self.do(work)
+        except StoppedError:
+            if not late:
+                time.sleep(LAST_WAIT)  # SLURM queues a preempted job again only if it is there to be killed
+                raise
+            assert callable(requeue)
+            requeue(signal.SIGUSR2, None)
+
     @abstractmethod
-    def __call__(self, work: Any) -> None: ...
+    def do(self, work: Any) -> None:
+        """The work itself. Raises :class:`StoppedError` once it was told to stop."""
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit queues again after the time limit: the same."""
@@ -58,30 +76,19 @@ class _Task(ABC):
 
 
 class _Runs(_Task):
-    """Does one run. Told by a signal that its time is up, it ends the epoch, checkpoints and is queued again."""
+    """Does one run."""
 
-    def __call__(self, work: Mapping[str, Any]) -> None:
+    def do(self, work: Mapping[str, Any]) -> None:
         from submitit import JobEnvironment
 
-        requeue = signal.getsignal(signal.SIGUSR2)  # submitit's own handler: it queues the task again and exits
-        late: list[bool] = []
-        on_signal(signal.SIGUSR2, lambda: late.append(True))
-        on_signal(signal.SIGTERM)  # preemption or cancellation: SLURM decides what comes after
         job = JobEnvironment().job_id
-        try:
-            execute(Run(**work), self.root, self.folder, Job(job, "").log, job)
-        except StoppedError:
-            if not late:
-                time.sleep(LAST_WAIT)  # SLURM queues a preempted job again only if it is there to be killed
-                raise
-            assert callable(requeue)
-            requeue(signal.SIGUSR2, None)
+        execute(Run(**work), self.root, self.folder, Job(job, "").log, job)
 
 
 class _Preparations(_Task):
     """Does what runs share."""
 
-    def __call__(self, work: Sequence[Mapping[str, Any]]) -> None:
+    def do(self, work: Sequence[Mapping[str, Any]]) -> None:
         prepare([Run(**run) for run in work], self.root)
 
 
