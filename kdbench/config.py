@@ -19,7 +19,7 @@ from kdbench.cards import card, section_types, sections_of
 from kdbench.catalog import MethodInfo, method, offered_methods
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
-from kdbench.options import Optimizer, Trainer, build, merge, plain
+from kdbench.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
 from kdbench.overrides import parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
@@ -52,8 +52,9 @@ class RunConfig:
     """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
-        """What the run's numbers depend on, as plain JSON values."""
+        """The run's configuration as plain JSON values; the number of threads stands where it is not the default."""
         sections = {name: None if (s := getattr(self, name)) is None else plain(s) for name in SECTIONS}
+        trainer = {k: v for k, v in plain(self.trainer).items() if (k, v) != ("threads", Trainer().threads)}
         return {
             "task": self.task,
             "scale": self.scale,
@@ -61,12 +62,13 @@ class RunConfig:
             "control": self.control,
             "seed": self.seed,
             **sections,
+            "trainer": trainer,
         }
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of :meth:`to_json`: names the run folder."""
-        return digest(self.to_json())
+        """SHA-256 of the :func:`identity` of :meth:`to_json`: names the run folder."""
+        return digest(identity(self.to_json()))
 
     @property
     def command(self) -> str:
@@ -112,6 +114,10 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
     for name in ("task", "method"):
         if name not in keys:
             raise UsageError(f"'{name}=…' is missing. Example: kdbench run task=gnn method=lingugkd")
+    for override in overrides:
+        section, _, option = override.key.partition(".")
+        if section == "trainer" and option in UNCHANGING and len(override.values) > 1:
+            raise UsageError(f"'{override.key}' takes one value: it does not make another run.")
     ordered = sorted(overrides, key=lambda o: (o.key != "seed", o.key == "control", o.key == "method"))
     configs: dict[str, RunConfig] = {}
     resolved: dict[tuple[str, ...], RunConfig | ControlError] = {}  # but for the seed, which changes nothing else
@@ -200,7 +206,7 @@ def _checked_seed(given: Any) -> int:
 def from_json(content: Mapping[str, Any]) -> RunConfig:
     """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`."""
     chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
-    chosen["method"] = content["method"]["name"]
+    chosen |= {"method": content["method"]["name"], "trainer.threads": Trainer().threads}
     for name in ("method", *SECTIONS):
         for key, value in (content[name] or {}).items():
             if (name, key) != ("method", "name"):

@@ -43,8 +43,7 @@ class Dataset:
 
     def places(self) -> list[Path]:
         """Folders to look in, in order."""
-        home = os.environ.get("KDBENCH_DATA")
-        return [Path(root) / self.folder for root in (home, cache_root()) if root]
+        return [root / self.folder for root in roots().values()]
 
     def state(self, name: str) -> tuple[str, Path | None]:
         """``present``, ``corrupt`` or ``missing``, and where the file is."""
@@ -60,6 +59,12 @@ def cache_root() -> Path:
     """The user's cache for downloaded data (``$KDBENCH_CACHE`` moves it)."""
     own = os.environ.get("KDBENCH_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kdbench"
+
+
+def roots() -> dict[str, Path]:
+    """The folders that data sets lie in, by name, in the order in which they are looked through."""
+    home = os.environ.get("KDBENCH_DATA")
+    return {**({"$KDBENCH_DATA": Path(home)} if home else {}), "$KDBENCH_CACHE": cache_root()}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from kdbench.errors import UsageError, unknown
 from kdbench.overrides import word
@@ -43,6 +43,8 @@ class Trainer:
     """Where to train."""
     devices: Annotated[int, Gt(0)] = 1
     """Processes (and GPUs) per node."""
+    threads: Annotated[int, Ge(1), Le(1024)] = 1
+    """Processor threads of each process: sums are rounded in another order by another number of them."""
     num_nodes: Annotated[int, Gt(0)] = 1
     """Nodes."""
     strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
@@ -66,6 +68,18 @@ class Trainer:
     def in_one_process(self) -> Trainer:
         """The same for a stage: one process of a run does it while the others wait for its result."""
         return replace(self, devices=1, num_nodes=1, strategy="auto")
+
+
+UNCHANGING = {name: getattr(Trainer(), name) for name in ("accelerator", "checkpoint_every_n_epochs")}
+"""Trainer options that change no number of a run, at their defaults."""
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What names the run of a plain configuration: its options, those that change no number at their defaults."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return dict(config)
+    return {**config, "trainer": {name: UNCHANGING.get(name, value) for name, value in trainer.items()}}
 
 
 def plain(options: Any) -> dict[str, Any]:

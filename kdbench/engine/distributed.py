@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from kdbench.errors import UsageError
 from kdbench.options import Trainer
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
@@ -25,6 +29,21 @@ def rank() -> int:
 def started() -> int:
     """Processes that ``srun`` started together with this one, itself included; 1 elsewhere."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
+@contextmanager
+def processor_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads, in torch and in the libraries of linear algebra that other packages bring."""
+    before, known = torch.get_num_threads(), {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))  # for libraries that are not loaded yet
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+        for name, value in known.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def check_started(options: Trainer) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_started, rank
+from kdbench.engine.distributed import check_started, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -29,8 +30,9 @@ from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import EMATeacher, Teacher
-from kdbench.errors import NonFiniteLossError, UsageError
-from kdbench.hashing import digest, write_atomic
+from kdbench.errors import DataError, NonFiniteLossError, UsageError
+from kdbench.hashing import collected_digests, digest, write_atomic
+from kdbench.provenance import Made, finished, stale
 from kdbench.results import record as records
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -72,15 +74,6 @@ class Outcome:
     reused: bool
 
 
-def finished(root: Path, config: RunConfig) -> records.Record | None:
-    """The record of this run if it is done and valid."""
-    path = run_folder(root, config) / "record.json"
-    if not path.exists():
-        return None
-    record = records.loads(path.read_text(), str(path))
-    return record if record.status == "done" else None
-
-
 def load_method(config: RunConfig) -> Method:
     """The method object of a run."""
     info = method(config.method, config.family, config.kind)
@@ -97,8 +90,11 @@ def load_task(config: RunConfig, store: StageStore) -> Task:
     return built
 
 
-def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
+def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = False) -> Outcome | None:
     """Do one run, or return the record of an earlier one. A killed run goes on from its last checkpoint.
+
+    An earlier record is stale where code, data or teacher files are not those that it was made of: it is said why and
+    the run is done again, unless ``keep_stale``.
 
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
@@ -109,18 +105,23 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
     with _only_process(folder, reporter):
         earlier = finished(root, config)
         if earlier is not None:
-            return Outcome(earlier, folder, reused=True)
+            if keep_stale or not (why := stale(earlier, config, folder)):
+                return Outcome(earlier, folder, reused=True)
+            reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
+            if rank() == 0:
+                os.replace(folder / "record.json", folder / "stale.json")
         started = datetime.now(UTC)
         try:
-            session = Session(config, root, folder, reporter)
-            fields = session.execute()
+            with processor_threads(config.trainer.threads):
+                session = Session(config, root, folder, reporter)
+                fields = session.execute()
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
             if rank() == 0:
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
-        except UsageError:
+        except (DataError, UsageError):
             _forget(folder)
             raise
         if fields is None:
@@ -192,7 +193,7 @@ def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: dat
         "notes": [],
         "curves": {},
         "started": started,
-        "finished": datetime.now(UTC),
+        "finished": max(started, datetime.now(UTC)),
         **dict.fromkeys(ABSENT),
     }
     record = records.seal({**content, **fields})
@@ -206,15 +207,20 @@ class Session:
 
     def __init__(self, config: RunConfig, root: Path, folder: Path, reporter: Reporter) -> None:
         self.config, self.folder, self.reporter = config, folder, reporter
-        self.store = StageStore(root / "stages")
-        self.task = load_task(config, self.store)
+        self.store = StageStore(root / "stages", reporter.note)
+        with collected_digests() as self.read:
+            self.task = load_task(config, self.store)
         self.method = load_method(config)
+        self.made = Made(code={})
         self.device = torch.device("cpu")
 
     def execute(self) -> dict[str, Any] | None:
         """Stages, training, selection, test, costs; the record's fields, or None in all processes but the first."""
         memory = costs.PeakMemory()
-        for stage in self.stages():
+        with collected_digests() as read:
+            stages = self.stages()
+        self.begin({**self.read, **read})
+        for stage in stages:
             self.reporter.stage(stage.name)
             self.store.ensure(stage)
         module, teachers = self.assemble()
@@ -242,6 +248,18 @@ class Session:
         """What is done before the student is trained; the task's teacher only for a method that asks for it."""
         teacher = self.task.stages() if self.method.teacher == "frozen" else ()
         return [*self.task.foundation(), *teacher, *self.method.stages(self.task)]
+
+    def begin(self, read: Mapping[Path, str]) -> None:
+        """Say what the run is made of; a checkpoint of a run that was made of something else is not gone on with."""
+        self.made = Made.of(self.config, read)
+        if rank() > 0:
+            return
+        last, before = self.folder / "last.ckpt", Made.load(self.folder)
+        if last.exists() and before != self.made:
+            why = before.differences(self.made) if before else ["what made it is not known"]
+            self.reporter.note(f"{self.config.command}: begins anew, not from its checkpoint, since {'; '.join(why)}.")
+            last.unlink()
+        self.made.save(self.folder)
 
     def assemble(self) -> tuple[DistillationModule, dict[str, Teacher]]:
         """Student, method networks and teachers, put together; each initialised from its own stream."""
@@ -287,6 +305,7 @@ class Session:
         facts, stages = self.task.facts, self.store.results.values()
         told = ("name", "sha256", "split_sha256", "generated", "licence")
         return {
+            "code": {"sha256": digest(self.made.code), "files": self.made.code},
             "data": {**{name: getattr(facts, name) for name in told}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],

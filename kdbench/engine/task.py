@@ -24,8 +24,7 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
-
-WHERE = ("accelerator", "checkpoint_every_n_epochs")  # trainer options that change no result
+from kdbench.options import UNCHANGING
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ class Task(ABC):
         name: str,
         network: Callable[[], nn.Module],
         inputs: Mapping[str, Any],
-        code: Sequence[Path],
         epochs: int,
         seed: int,
         data: pl.LightningDataModule | None = None,
@@ -177,9 +175,9 @@ class Task(ABC):
             (folder / "last.ckpt").unlink(missing_ok=True)
             return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
 
-        trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *WHERE)}
+        trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
         told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
-        return Stage(name, {**told, "metric": config.metric}, run, code)
+        return Stage(name, {**told, "metric": config.metric}, run, (type(self).__module__,))
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

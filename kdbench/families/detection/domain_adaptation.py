@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,14 +18,13 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.detection import data, domains, models, shapes, views, voc
+from kdbench.families.detection import domains, models, views
 from kdbench.families.detection.data import Batch, Domains, LabelledBatch, Loaders, collate
 from kdbench.families.detection.models import Truth
 from kdbench.families.detection.options import AdaptationData, Detector
 from kdbench.options import Optimizer, plain
 
 SOURCE = "source-detector"
-CODE = tuple(Path(str(module.__file__)) for module in (data, domains, models, shapes, views, voc))
 
 
 class AdaptiveDetection(DistillationModule):
@@ -215,8 +213,7 @@ class SourceTask(AdaptationTask):
             "detector": plain(self.student_options),
         }
         epochs = self.student_options.source_epochs
-        code = (*CODE, Path(__file__))
-        return self.supervised(SOURCE, self.network, inputs, code, epochs, self.config.seed)
+        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed)
 
 
 TASK = AdaptationTask

@@ -7,7 +7,6 @@ of finished runs.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,19 +21,19 @@ from kdbench.families.detection import shapes, voc
 from kdbench.families.detection.data import Annotated, Domains, Images, Scale
 from kdbench.families.detection.models import Truth
 from kdbench.families.detection.options import AdaptationData
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 
 CELLS = "txl_pbc_domains"
 CELL_IMAGES = "ee347885e71ebe512cca01388a0c51c04df8fb7e2e2803cb307209a235020d5d"
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: AdaptationData) -> Domains:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     return _reader(name).load(options)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def hidden(name: str, options: AdaptationData) -> Annotated:
     """The target's training images with their labels. No method without target labels may call this."""
     return _reader(name).hidden(options)

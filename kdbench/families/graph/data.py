@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from kdbench.datasets import dataset, fetch
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, UsageError, unknown
 from kdbench.families.graph.options import NodeData
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -61,7 +60,7 @@ class NodeGraph:
         return digest(self.split.tolist())
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: NodeData, split_seed: int) -> NodeGraph:
     """The data set ``name`` for one run seed. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     if name not in LOADERS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,7 +22,6 @@ from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.graph import graph_data, graph_models
 from kdbench.families.graph.data import SPLITS
 from kdbench.families.graph.graph_data import Graphs, GraphSet, load
 from kdbench.families.graph.graph_models import GraphNet
@@ -191,7 +189,6 @@ class GraphTask(Task):
                 "teacher",
                 lambda: self.network(options),
                 inputs,
-                [Path(str(module.__file__)) for module in (graph_data, graph_models)] + [Path(__file__)],
                 options.epochs,
                 options.seed,
                 GraphLoaders(data, self.data_options.batch_size, options.seed),

@@ -19,7 +19,7 @@ from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, unknown
 from kdbench.families.graph.data import SPLITS, TEST, TRAIN, VAL
 from kdbench.families.graph.options import GraphData
-from kdbench.hashing import digest
+from kdbench.hashing import digest, remembered
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class GraphSet:
         return digest(self.split.tolist())
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: GraphData) -> GraphSet:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     if name not in LOADERS:

@@ -24,7 +24,7 @@ from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, UsageError, unknown
 from kdbench.families.medical.options import VolumeData
 from kdbench.families.medical.volumes import VolumeSet
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 
 Read = Callable[[str], tuple[Tensor, Tensor]]
 Splits = dict[str, list[str]]
@@ -46,7 +46,7 @@ HEART = {
 """Values of the MM-WHS labels."""
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: VolumeData) -> VolumeSet:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     if name not in LOADERS:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -33,7 +32,6 @@ from kdbench.hashing import write_atomic
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
 WINDOWS = 4  # of a volume, predicted at once
-CODE = [Path(str(module.__file__)) for module in (data, networks)]
 
 
 class Segmentation(DistillationModule):
@@ -169,9 +167,7 @@ class SegmentationTask(Task):
             "split": self.volumes.split_sha256,
         }
         return [
-            self.supervised(
-                "segmentation-teacher", lambda: self.network(options), inputs, CODE, options.epochs, options.seed
-            )
+            self.supervised("segmentation-teacher", lambda: self.network(options), inputs, options.epochs, options.seed)
         ]
 
     def live_teacher(self) -> FrozenTeacher:

@@ -21,10 +21,9 @@ from kdbench.engine.method import Method
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.engine.teachers import Outputs
-from kdbench.families.vision_language import masks
 from kdbench.families.vision_language.masks import Masked, mask_networks
 from kdbench.families.vision_language.pair_networks import PairNetwork
-from kdbench.families.vision_language.paired_classification import CODE, PairedClassification, PairedTask, logits_of
+from kdbench.families.vision_language.paired_classification import PairedClassification, PairedTask, logits_of
 from kdbench.families.vision_language.pairs import Pairs
 from kdbench.options import plain
 
@@ -152,14 +151,13 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
     told |= {"accumulate": trainer["accumulate_grad_batches"], "clip": trainer["gradient_clip_val"]}
     first = {**told, "epochs": plan.epochs[0], "mutual": plan.mutual, "temperature": plan.temperature}
     second = {**told, "plan": plain(plan)}
-    code = [*CODE, Path(__file__), Path(str(masks.__file__))]
-    plans = [Stage(INITIALISED, first, lambda folder, _: initialise(task, plan, folder), code)]
+    plans = [Stage(INITIALISED, first, lambda folder, _: initialise(task, plan, folder))]
     if plan.epochs[1]:
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             return specialise(task, plan, upstream[INITIALISED].folder, folder)
 
-        plans.append(Stage(SPECIALISED, second, run, code, (INITIALISED,)))
+        plans.append(Stage(SPECIALISED, second, run, needs=(INITIALISED,)))
     return plans
 
 

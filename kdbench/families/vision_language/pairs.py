@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from kdbench.errors import DataError, unknown
 from kdbench.families.vision_language import avdigits, pair_networks
 from kdbench.families.vision_language.options import PairData, PairStudent
 from kdbench.families.vision_language.pair_networks import PairNetwork
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 from kdbench.options import plain
 
 TRAIN, VAL, TEST, UNUSED = 0, 1, 2, 3
@@ -96,7 +95,7 @@ class Pairs:
         return next(name for name in self.views if name != modality)
 
 
-@functools.lru_cache(maxsize=2)
+@remembered(2)
 def load(name: str, options: PairData, seed: int) -> Pairs:
     """The pairs of a data set for one run seed. Raises :class:`DataError` when its files are missing or not sound."""
     if name not in LOADERS:
