@@ -115,7 +115,7 @@ class SegmentationTask(Task):
         self.data_options, self.student_options = config.data, config.student
         self.cacheable = self.data_options.views != "random"
         self.volumes = data.load(config.dataset, config.data)
-        self.views = Views(self.volumes, self.data_options, config.seed)
+        self.views = self.views_of(config.seed)
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -124,6 +124,10 @@ class SegmentationTask(Task):
         groups = torch.zeros(self.views.rows, dtype=torch.int64)
         told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         return DataFacts(*told, len(groups), groups)
+
+    def views_of(self, seed: int) -> Views:
+        """Training views drawn from ``seed``."""
+        return Views(self.volumes, self.data_options, seed)
 
     def data(self) -> VolumeLoaders:
         return VolumeLoaders(self.volumes, self.views, self.config.seed)
@@ -166,9 +170,9 @@ class SegmentationTask(Task):
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        return [
-            self.supervised("segmentation-teacher", lambda: self.network(options), inputs, options.epochs, options.seed)
-        ]
+        loaders = VolumeLoaders(self.volumes, self.views_of(options.seed), options.seed)
+        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
+        return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 
     def live_teacher(self) -> FrozenTeacher:
         network = self.network(self.teacher_options)

@@ -178,6 +178,17 @@ def test_the_cache_of_fixed_views_is_their_live_teacher(do: Callable[..., Outcom
     assert do(*words, *quick, "control=shuffled_teacher").record.curves["train/kd"] != live.curves["train/kd"]
 
 
+@pytest.mark.parametrize("views", ["centre", "random"])
+def test_one_teachers_key_is_one_teacher_whichever_run_trains_it(views: str, tmp_path: Path) -> None:
+    made = []
+    for seed in (0, 1):
+        words = ("method=kd", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1", f"data.views={views}")
+        task = session(tmp_path / str(seed), *words, "teacher.cache=false", f"seed={seed}").task
+        result = task.store.ensure(task.stages()[0])
+        made.append((result.key, (result.folder / "weights.safetensors").read_bytes()))
+    assert made[0] == made[1]
+
+
 def test_a_teachers_outputs_do_not_depend_on_the_rest_of_the_batch(tmp_path: Path) -> None:
     task = session(tmp_path, "method=kd", "teacher.epochs=1").task
     for stage in task.stages():
