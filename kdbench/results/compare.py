@@ -6,21 +6,33 @@ import functools
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import JsonValue
 
-from kdbench import hashing
+from kdbench import hashing, metrics
+from kdbench.cards import read_card, task_paths
 from kdbench.catalog import methods
+from kdbench.errors import KdbenchError
+from kdbench.metrics import Mode
 from kdbench.options import plain
 from kdbench.results.ranks import letters, pairwise
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, agreement, average, fieller, gap_closed, holm, mean_interval, paired
+from kdbench.results.stats import (
+    PairedDifference,
+    adjusted,
+    agreement,
+    average,
+    fieller,
+    gap_closed,
+    mean_interval,
+    paired,
+    resolution,
+)
 
-Mode = Literal["min", "max"]
 MOST_ARMS = 1000
 """Arms of one table up to which all pairs are tested for letters."""
 COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", "peak_memory_bytes")
@@ -71,13 +83,44 @@ class Row:
     peak_memory_bytes: float | None = None
 
 
+class Trait(NamedTuple):
+    """What the runs of one seed should have in common, and what follows where they have not."""
+
+    name: str
+    of: Callable[[Record], str | None]
+    otherwise: str
+
+
+_ROUNDING = "they share all random streams, but not rounding"
+TRAITS = (
+    Trait("processor", lambda run: run.hardware.cpu, _ROUNDING),
+    Trait("accelerator", lambda run: run.hardware.accelerator or "none", _ROUNDING),
+    Trait("threads", lambda run: str(run.hardware.threads), _ROUNDING),
+    Trait(
+        "data", lambda run: run.data.sha256[:16] if run.data else None, "their differences are also those of the data"
+    ),
+)
+"""Runs of which one is not known (None) are not told apart by it."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A trait in which the arms of these seeds differ: its values there, and what follows."""
+
+    trait: str
+    values: tuple[str, ...]
+    seeds: tuple[int, ...]
+    otherwise: str
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
 
+    ``unit`` is what the metric is shown in (:class:`kdbench.metrics.Metric`).
     ``settings`` are the options that the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines:
     of several arms of one name the one with default hyper-parameters, else the one with most seeds, and of those the
-    one with the best mean validation score. The arms of ``mixed`` seeds ran on different processors.
+    one with the best mean validation score. ``mixed`` are the seeds whose arms differ in one of ``TRAITS``.
     """
 
     group: str
@@ -91,9 +134,10 @@ class Comparison:
     settings: tuple[str, ...]
     metric: str | None
     mode: Mode | None
+    unit: str
     alone: str | None
     kd: str | None
-    mixed: tuple[int, ...]
+    mixed: tuple[Mixture, ...]
     rows: tuple[Row, ...]
 
 
@@ -114,19 +158,21 @@ class _Arm:
 
 
 def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
-    """One comparison for each group and teacher; ``metric`` is the selection metric unless named.
+    """One comparison for each group and teacher, by the metric of its task's card unless ``metric`` names another.
 
-    Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group.
+    Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group. Raises
+    :class:`KdbenchError` for a group whose runs were selected by different metrics, or in different directions.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
     comparisons = []
     for group in groups.values():
+        selected = _selected_by(group)
         taught = [(hashing.canonical_json(r.config["teacher"]), r) for r in group if r.config["teacher"] is not None]
         free = [r for r in group if r.config["teacher"] is None]
         for teacher in dict.fromkeys(key for key, _ in taught) or [None]:
-            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], metric))
+            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], selected, metric))
     return comparisons
 
 
@@ -135,18 +181,44 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison)
 
 
-def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
-    chosen = next((record.selection for record in records if record.selection), None)
-    metric = metric or (chosen.metric if chosen else None)
-    mode = chosen.mode if chosen and chosen.metric == metric else None
+def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
+    """The metric and the direction by which all runs of a group were selected; None where none was."""
+    found: dict[tuple[str, Mode], Record] = {}
+    for record in group:
+        if record.selection:
+            found.setdefault((record.selection.metric, record.selection.mode), record)
+    if len(found) > 1:
+        told = "; ".join(
+            f"{metric} ({mode}) by {run.method}, seed {run.seed}, {run.config_hash[:16]}"
+            for (metric, mode), run in found.items()
+        )
+        first = group[0]
+        raise KdbenchError(f"{first.task}, {first.scale}: these runs are not comparable, they were selected by {told}.")
+    return next(iter(found), None)
+
+
+@functools.cache
+def _card_metric(task: str, family: str) -> str | None:
+    """The metric of the task's card, where it is installed here."""
+    path = task_paths().get(task)
+    card = read_card(path, task, options=False) if path else None
+    return card.metric if card and card.family == family else None
+
+
+def _comparison(records: Sequence[Record], selected: tuple[str, Mode] | None, metric: str | None) -> Comparison:
+    family = records[0].family
+    own, mode = selected or (None, None)
+    metric = metric or _card_metric(records[0].task, family) or own
+    declared = metrics.lookup(family, metric) if metric else None
+    mode = declared.mode if declared else mode if metric == own else None
     arms, student = _arms(records, metric), records[0].config["student"]
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
     teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
-    alone, kd = (_baseline(arms, name) for name in ("alone", "kd"))
+    alone, kd = (_baseline(arms, name, mode) for name in ("alone", "kd"))
     data = next((record.data for record in records if record.data), None)
     return Comparison(
         group=records[0].group,
-        family=records[0].family,
+        family=family,
         task=records[0].task,
         scale=records[0].scale,
         data=data.name if data else None,
@@ -156,6 +228,7 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         settings=_settings(records[0].command),
         metric=metric,
         mode=mode,
+        unit=declared.unit if declared else "",
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
         mixed=_mixed(arms),
@@ -163,12 +236,19 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
     )
 
 
-def _mixed(arms: Sequence[_Arm]) -> tuple[int, ...]:
-    machines: dict[int, set[tuple[str, str | None]]] = defaultdict(set)
-    for arm in arms:
-        for seed, run in arm.runs.items():
-            machines[seed].add((run.hardware.cpu, run.hardware.accelerator))
-    return tuple(sorted(seed for seed, found in machines.items() if len(found) > 1))
+def _mixed(arms: Sequence[_Arm]) -> tuple[Mixture, ...]:
+    found = []
+    for trait in TRAITS:
+        values: dict[int, set[str]] = defaultdict(set)
+        for arm in arms:
+            for seed, run in arm.runs.items():
+                if (value := trait.of(run)) is not None:
+                    values[seed].add(value)
+        seeds = tuple(sorted(seed for seed, those in values.items() if len(those) > 1))
+        if seeds:
+            told = sorted(set.union(*(values[seed] for seed in seeds)))
+            found.append(Mixture(trait.name, tuple(told), seeds, trait.otherwise))
+    return tuple(found)
 
 
 def _settings(command: str) -> tuple[str, ...]:
@@ -253,14 +333,10 @@ def _control(control: str) -> str:
     return "" if control == "none" else f" · {control.replace('_', ' ')}"
 
 
-def _baseline(arms: Sequence[_Arm], method: str) -> _Arm | None:
+def _baseline(arms: Sequence[_Arm], method: str, mode: Mode | None) -> _Arm | None:
     def rank(arm: _Arm) -> tuple[bool, int, float]:
-        chosen = [run.selection for run in arm.runs.values() if run.selection]
-        return (
-            arm.default,
-            len(arm.runs),
-            sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen),
-        )
+        best = average([run.selection.value for run in arm.runs.values() if run.selection])
+        return arm.default, len(arm.runs), -best if mode == "min" else best
 
     candidates = [arm for arm in arms if arm.method == method and arm.control == "none" and arm.runs]
     return max(candidates, key=rank, default=None)
@@ -339,7 +415,9 @@ def _differences(
     interval = None
     if closed is not None:
         gains = [own[seed] - base[seed] for seed in common]
-        interval = fieller(gains, [teachers[seed] - base[seed] for seed in common])
+        gaps = [teachers[seed] - base[seed] for seed in common]
+        scores = ([known[seed] for seed in common] for known in (own, base, teachers))
+        interval = fieller(gains, gaps, finest=resolution(*scores))
     return {
         "delta_alone": _delta(own, base),
         "delta_kd": _delta(own, kd.scores) if kd and arm is not kd else None,
@@ -373,10 +451,6 @@ def _costs(arm: _Arm) -> dict[str, Any]:
 
 def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
     """The rows with letters and Holm-adjusted p: over the methods for each baseline, and over the controls."""
-
-    def adjusted(deltas: Iterable[PairedDifference | None]) -> list[float | None]:
-        return holm([delta.p if delta else None for delta in deltas])
-
     real = [row.control == "none" for row in rows]
     p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
     p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
