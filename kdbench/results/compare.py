@@ -6,19 +6,19 @@ import functools
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
-from kdbench import hashing, metrics
-from kdbench.cards import read_card, task_paths
+from kdbench import hashing
 from kdbench.catalog import methods
-from kdbench.errors import KdbenchError
 from kdbench.metrics import Mode
 from kdbench.options import plain
+from kdbench.results.headline import Headline, headline
+from kdbench.results.mixtures import Mixture, mixtures
 from kdbench.results.ranks import letters, pairwise
 from kdbench.results.record import Record
 from kdbench.results.stats import (
@@ -83,44 +83,14 @@ class Row:
     peak_memory_bytes: float | None = None
 
 
-class Trait(NamedTuple):
-    """What the runs of one seed should have in common, and what follows where they have not."""
-
-    name: str
-    of: Callable[[Record], str | None]
-    otherwise: str
-
-
-_ROUNDING = "they share all random streams, but not rounding"
-TRAITS = (
-    Trait("processor", lambda run: run.hardware.cpu, _ROUNDING),
-    Trait("accelerator", lambda run: run.hardware.accelerator or "none", _ROUNDING),
-    Trait("threads", lambda run: str(run.hardware.threads), _ROUNDING),
-    Trait(
-        "data", lambda run: run.data.sha256[:16] if run.data else None, "their differences are also those of the data"
-    ),
-)
-"""Runs of which one is not known (None) are not told apart by it."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A trait in which the arms of these seeds differ: its values there, and what follows."""
-
-    trait: str
-    values: tuple[str, ...]
-    seeds: tuple[int, ...]
-    otherwise: str
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
 
-    ``unit`` is what the metric is shown in (:class:`kdbench.metrics.Metric`).
-    ``settings`` are the options that the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines:
-    of several arms of one name the one with default hyper-parameters, else the one with most seeds, and of those the
-    one with the best mean validation score. ``mixed`` are the seeds whose arms differ in one of ``TRAITS``.
+    ``unit`` is what the metric is shown in (:class:`kdbench.metrics.Metric`), ``settings`` are the options that the
+    user set for all arms. ``alone`` and ``kd`` are the labels of the baselines: of several arms of one name the one
+    with default hyper-parameters, else the one with most seeds, and of those the one with the best mean validation
+    score. ``mixed`` tells in what else than their method arms of one seed differ.
     """
 
     group: str
@@ -168,11 +138,11 @@ def compare(records: Iterable[Record], metric: str | None = None) -> list[Compar
         groups[record.group].append(record)
     comparisons = []
     for group in groups.values():
-        selected = _selected_by(group)
+        judged = headline(group, metric)
         taught = [(hashing.canonical_json(r.config["teacher"]), r) for r in group if r.config["teacher"] is not None]
         free = [r for r in group if r.config["teacher"] is None]
         for teacher in dict.fromkeys(key for key, _ in taught) or [None]:
-            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], selected, metric))
+            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], judged))
     return comparisons
 
 
@@ -181,36 +151,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison)
 
 
-def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
-    """The metric and the direction by which all runs of a group were selected; None where none was."""
-    found: dict[tuple[str, Mode], Record] = {}
-    for record in group:
-        if record.selection:
-            found.setdefault((record.selection.metric, record.selection.mode), record)
-    if len(found) > 1:
-        told = "; ".join(
-            f"{metric} ({mode}) by {run.method}, seed {run.seed}, {run.config_hash[:16]}"
-            for (metric, mode), run in found.items()
-        )
-        first = group[0]
-        raise KdbenchError(f"{first.task}, {first.scale}: these runs are not comparable, they were selected by {told}.")
-    return next(iter(found), None)
-
-
-@functools.cache
-def _card_metric(task: str, family: str) -> str | None:
-    """The metric of the task's card, where it is installed here."""
-    path = task_paths().get(task)
-    card = read_card(path, task, options=False) if path else None
-    return card.metric if card and card.family == family else None
-
-
-def _comparison(records: Sequence[Record], selected: tuple[str, Mode] | None, metric: str | None) -> Comparison:
-    family = records[0].family
-    own, mode = selected or (None, None)
-    metric = metric or _card_metric(records[0].task, family) or own
-    declared = metrics.lookup(family, metric) if metric else None
-    mode = declared.mode if declared else mode if metric == own else None
+def _comparison(records: Sequence[Record], judged: Headline) -> Comparison:
+    metric, mode = judged.metric, judged.mode
     arms, student = _arms(records, metric), records[0].config["student"]
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
     teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
@@ -218,7 +160,7 @@ def _comparison(records: Sequence[Record], selected: tuple[str, Mode] | None, me
     data = next((record.data for record in records if record.data), None)
     return Comparison(
         group=records[0].group,
-        family=family,
+        family=records[0].family,
         task=records[0].task,
         scale=records[0].scale,
         data=data.name if data else None,
@@ -228,27 +170,12 @@ def _comparison(records: Sequence[Record], selected: tuple[str, Mode] | None, me
         settings=_settings(records[0].command),
         metric=metric,
         mode=mode,
-        unit=declared.unit if declared else "",
+        unit=judged.unit,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
-        mixed=_mixed(arms),
+        mixed=mixtures(arm.runs for arm in arms),
         rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, alone, kd, teachers, metric, mode)),
     )
-
-
-def _mixed(arms: Sequence[_Arm]) -> tuple[Mixture, ...]:
-    found = []
-    for trait in TRAITS:
-        values: dict[int, set[str]] = defaultdict(set)
-        for arm in arms:
-            for seed, run in arm.runs.items():
-                if (value := trait.of(run)) is not None:
-                    values[seed].add(value)
-        seeds = tuple(sorted(seed for seed, those in values.items() if len(those) > 1))
-        if seeds:
-            told = sorted(set.union(*(values[seed] for seed in seeds)))
-            found.append(Mixture(trait.name, tuple(told), seeds, trait.otherwise))
-    return tuple(found)
 
 
 def _settings(command: str) -> tuple[str, ...]:
