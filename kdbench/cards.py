@@ -13,6 +13,7 @@ from kdbench.catalog import PACKAGE, families, family_module, folder_of, points,
 from kdbench.datasets import datasets
 from kdbench.errors import CardError, UsageError, unknown
 from kdbench.marked_yaml import read_yaml
+from kdbench.metrics import named
 from kdbench.options import Optimizer, OptionError, Trainer, build, check_sections, merge
 
 SCALES = ("tiny", "small", "full")
@@ -164,6 +165,8 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
 
     with reading("kind"):
         types = section_types(card)
+    with reading("metric"):
+        named(card.family, card.kind, card.metric)
     for place, sections in (("defaults", card.defaults), *((f"scales.{s}", c) for s, c in card.scales.items())):
         with reading(place):
             check_sections(types, sections)

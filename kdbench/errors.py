@@ -51,6 +51,14 @@ class NonFiniteLossError(KdbenchError):
         super().__init__(f"The loss is not finite at step {step}: {listed}.")
 
 
+class UndefinedMetricError(KdbenchError):
+    """The metric that a run is judged by has no value on a split."""
+
+    def __init__(self, name: str, split: str, why: str) -> None:
+        self.name, self.split, self.why = name, split, why
+        super().__init__(f"{name} is not defined on the {split} split: {why}.")
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
     """The error for a name that does not exist: the nearest valid one first, then all of them."""
     names = sorted(valid)

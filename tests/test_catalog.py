@@ -208,6 +208,13 @@ def test_a_scale_may_have_a_data_set_of_its_own(tmp_path: Path) -> None:
     [
         ("title: A", "titel: A", "titel", "Unknown field 'titel'. Did you mean 'title'?"),
         ("metric: accuracy\ndef", "def", None, "field 'metric' is missing"),
+        (
+            "metric: accuracy\ndef",
+            "metric: acuracy\ndef",
+            "metric",
+            "metric: Unknown metric of node classification 'acuracy'. Did you mean 'accuracy'?",
+        ),
+        ("metric: accuracy\ndef", "metric: auc\ndef", "metric", "Valid: accuracy, macro_f1."),
         ("title: A task", "title: [A]", "title", "field 'title' must be text"),
         ("family: graph", "family: grpah", "family", "Did you mean 'graph'?"),
         ("kind: node_classification", "kind: node_clasification", "kind", "Did you mean 'node_classification'?"),

@@ -58,6 +58,7 @@ def test_its_method_and_its_task_run(tmp_path: Path) -> None:
     assert found["gnn", "mymethod"].config["method"] == {"name": "mymethod", "weight": 2.0}
     assert "train/mine" in found["gnn", "mymethod"].curves
     dots = found["dots", "alone"]
+    assert (dots.selection and dots.selection.mode, dots.metrics and dots.metrics.test.keys()) == ("max", {"accuracy"})
     assert dots.family == "dots" and dots.metrics is not None and dots.data is not None and dots.data.sizes.train == 64
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kdbench import describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card, installed_method
-from kdbench.board.task_page import put
+from kdbench.board.task_page import context, put
 from kdbench.cards import read_card, task_paths
 from kdbench.catalog import methods
 from kdbench.results.compare import Comparison, Row
@@ -28,10 +28,7 @@ def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
     for name, html in pages_of.items():
         put(folder / name, html)
     rows = export.rows(
-        ({"task": task.name, "family": task.family, "scale": view.comparison.scale, "comparison": view.id}, table)
-        for task in tasks
-        for view in task.views
-        for table in [tables.comparison_table(view, task)]
+        (context(view, task), tables.comparison_table(view, task)) for task in tasks for view in task.views
     )
     put(folder / "data" / "results.csv", export.to_csv(rows))
     put(folder / "data" / "results.json", export.to_json(rows))

@@ -14,6 +14,7 @@ from kdbench.engine.method import Method, Step
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import Outputs, Teacher
 from kdbench.errors import NonFiniteLossError
+from kdbench.metrics import Undefined, defined
 from kdbench.options import Optimizer
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -34,6 +35,8 @@ class DistillationModule(pl.LightningModule):
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
         self._told: dict[str, list[Any]] = {}
+        self.headline: str | None = None
+        """The metric that the fit is judged by, which must be defined."""
 
     @abstractmethod
     def forward_batch(self, batch: Any) -> Outputs:
@@ -52,8 +55,15 @@ class DistillationModule(pl.LightningModule):
         """Add an evaluation batch to the metrics of ``split``."""
 
     @abstractmethod
-    def results(self, split: str) -> dict[str, float]:
-        """The metrics of ``split`` over the batches since the last call, which they forget."""
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
+        """The metrics of ``split`` over the batches since the last call, which they forget.
+
+        They are those of the family's ``METRICS``; :class:`kdbench.metrics.Undefined` where the labels define no value.
+        """
+
+    def scores(self, split: str) -> dict[str, float]:
+        """The results that are defined. Raises :class:`UndefinedMetricError` where ``headline`` is not."""
+        return defined(self.results(split), self.headline, split)
 
     def details(self) -> dict[str, Any]:
         """Record fields (``confusion``, ``predictions``) of the last test."""
@@ -114,7 +124,7 @@ class DistillationModule(pl.LightningModule):
         self.evaluate("val", self.forward_batch(batch), self.targets(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.results("val").items()})
+        self.log_dict({f"val/{name}": value for name, value in self.scores("val").items()})
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.evaluate("test", self.forward_batch(batch), self.targets(batch))

@@ -285,7 +285,7 @@ class Session:
         """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
         config, metric = self.config, self.config.metric
         epochs = self.method.epochs(config.trainer.max_epochs)
-        selection, curves = Selection(metric, last=self.task.selects == "last"), Curves()
+        module.headline, selection, curves = metric, self.task.selection(), Curves()
         if not epochs:
             selection.keep(module, 0, float("nan"))
             return selection, curves

@@ -28,6 +28,7 @@ from kdbench.families.medical import data, networks
 from kdbench.families.medical.options import VolumeData, VolumeStudent, VolumeTeacher
 from kdbench.families.medical.volumes import SPLITS, Views, VolumeLoaders, Volumes, VolumeSet
 from kdbench.hashing import write_atomic
+from kdbench.metrics import Undefined
 
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
@@ -71,9 +72,12 @@ class Segmentation(DistillationModule):
             inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
             self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
 
-    def results(self, split: str) -> dict[str, float]:
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
         cases, self._scores[split] = self._scores[split], []
-        means = {name: fmean(case[name] for case in cases) for name in ("dice", "hd95", "surface_distance")}
+        names = ("dice", "hd95", "surface_distance")
+        if not cases:
+            return dict.fromkeys(names, Undefined("it has no volumes"))
+        means = {name: fmean(case[name] for case in cases) for name in names}
         return {**means, "absent": sum(case["absent"] for case in cases)}
 
 
@@ -92,7 +96,7 @@ def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, fl
         here = [bool(mask.any()) for mask in pair]
         if all(here):
             _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
-            told["dice"].append(float(compute_dice(*(mask[None, None].float() for mask in pair))))
+            told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
             told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
             told["surface_distance"].append(float(torch.cat(list(both)).mean()))
             continue

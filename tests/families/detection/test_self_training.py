@@ -15,10 +15,13 @@ from kdbench.config import expand
 from kdbench.engine.runner import Session
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.teachers import EMATeacher
+from kdbench.errors import UndefinedMetricError
 from kdbench.families.detection import domains
 from kdbench.families.detection.data import Images, LabelledBatch
 from kdbench.families.detection.domain_adaptation import scores
+from kdbench.families.detection.models import Truth
 from kdbench.families.detection.pseudo_labels import high_confidence
+from kdbench.metrics import Undefined
 
 
 @pytest.mark.parametrize("method", ["alone", "kd", "lpld"])
@@ -190,6 +193,24 @@ def test_scores_leave_out_classes_without_a_true_box() -> None:
     values = {"map_50": 0.25, "map": 0.1, "mar_100": 0.5, "classes": torch.tensor([0, 2])}
     told = scores({**values, "precision": precision, "recall": recall}, ("a", "b", "c"))
     assert told == {"map50": 0.25, "map": 0.1, "ar100": 0.5, "ap50_c": 0.25, "ar100_c": 0.5}
+
+
+def test_a_split_without_any_true_box_has_no_score(session: Callable[..., Session]) -> None:
+    """torchmetrics gives −1, which would be shown as −100 %."""
+    begun = session("method=alone")
+    module = begun.task.module(begun.task.student())
+    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    told = {"boxes": torch.ones(1, 1, 4), "scores": torch.ones(1, 1), "labels": torch.zeros(1, 1, dtype=torch.int64)}
+    module.evaluate("test", told, [nothing])
+    found = module.results("test")
+    assert found.keys() == {"map50", "map", "ar100"}
+    assert all(value == Undefined("no image has a box of disc, square, dot") for value in found.values())
+    module.headline = "map50"
+    module.evaluate("test", told, [nothing])
+    with pytest.raises(
+        UndefinedMetricError, match="map50 is not defined on the test split: no image has a box of disc"
+    ):
+        module.scores("test")
 
 
 def test_the_source_detector_is_the_best_of_its_validation_and_the_rest_the_last(
