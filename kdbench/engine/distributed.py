@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,8 +17,13 @@ from kdbench.options import Trainer
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
-def rank() -> int:
-    """Our number among the processes of this run: the process group's, else the launcher's, else 0."""
+def rank(processes: int) -> int:
+    """Our number among the ``processes`` of this run: the process group's, else the launcher's, else 0.
+
+    A run of one process does not ask: a shell may have kept the variables of a launcher that ended long ago.
+    """
+    if processes == 1:
+        return 0
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), 0)
@@ -38,6 +45,26 @@ def check_started(options: Trainer) -> None:
             f"trainer.devices={options.devices} makes {options.processes}. One run on several: "
             "srun --nodes=N --ntasks-per-node=D kdbench run trainer.num_nodes=N trainer.devices=D trainer.strategy=ddp"
         )
+
+
+def in_any(found: Tensor) -> bool:
+    """Whether ``found`` (a bool scalar) is true in any process of a fit; all of them must ask."""
+    told = found.to(torch.uint8)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+def of_all(value: Any) -> list[Any]:
+    """What each process of a fit gives, in rank order; all of them must ask."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def first_decides(tensors: Iterable[Tensor]) -> None:
+    """Overwrite ``tensors`` by those of the first process of a fit; all of them must ask."""
+    for tensor in tensors:
+        dist.broadcast(tensor, 0)
 
 
 def gather(rows: Tensor) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -106,7 +106,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
     check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder, reporter):
+    with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
         earlier = finished(root, config)
         if earlier is not None:
             return Outcome(earlier, folder, reused=True)
@@ -117,20 +117,21 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
         except UsageError:
-            _forget(folder)
+            if is_first(config.trainer.processes):
+                _forget(folder)
             raise
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
-def is_first() -> bool:
-    """Whether we are the only process of this run, or the first of several: the one that writes its record."""
-    return rank() == 0
+def is_first(processes: int) -> bool:
+    """Whether we are the only one or the first of the ``processes`` of a run: the one that writes its record."""
+    return rank(processes) == 0
 
 
 def stop() -> None:
@@ -151,7 +152,7 @@ def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and those around it that are empty then."""
-    if rank() == 0 and [path.name for path in folder.iterdir()] == ["lock"]:
+    if [path.name for path in folder.iterdir()] == ["lock"]:
         (folder / "lock").unlink()
         for place in (folder, folder.parent, folder.parent.parent):
             with suppress(OSError):
@@ -164,9 +165,6 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    if rank() > 0:
-        yield
-        return
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -219,7 +217,7 @@ class Session:
             self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return None
         module.student.load_state_dict(selection.weights)
         module.to(self.device).eval()

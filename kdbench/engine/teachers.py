@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.cache import TeacherCache
+from kdbench.engine.distributed import first_decides
 from kdbench.engine.seeds import axis
 
 Outputs = dict[str, Tensor]
@@ -107,17 +108,23 @@ def shuffled(groups: Tensor, seed: int) -> Tensor:
 class EMATeacher(pl.Callback, Teacher):
     """A moving average of the student: ``t ← keep · t + (1 − keep) · s`` after every ``every`` optimiser steps.
 
-    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint. With
-    ``deploy`` the average is what is validated, selected and deployed, in the student's place.
+    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint, where
+    ``name`` tells teachers of the same settings apart. With ``deploy`` the average is what is validated, selected and
+    deployed, in the student's place.
     """
 
     sha256 = ""
 
     def __init__(
-        self, keep: float, forward: Callable[[nn.Module, Any], Outputs], every: int = 1, deploy: bool = False
+        self,
+        keep: float,
+        forward: Callable[[nn.Module, Any], Outputs],
+        every: int = 1,
+        deploy: bool = False,
+        name: str = "teacher",
     ) -> None:
-        self.keep, self.every, self.deploy = keep, every, deploy
-        self._forward = forward
+        self.keep, self.every, self.deploy, self.name = keep, every, deploy, name
+        self._forward, self._steps = forward, 0
         self.network: nn.Module | None = None
         self._restored: Mapping[str, Tensor] | None = None
 
@@ -126,12 +133,22 @@ class EMATeacher(pl.Callback, Teacher):
         if self._restored is not None:
             self.network.load_state_dict(self._restored)
 
+    @property
+    def state_key(self) -> str:
+        """The place of its state in a checkpoint, its own beside other moving averages."""
+        return self._generate_state_key(name=self.name, keep=self.keep, every=self.every)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._steps = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.global_step % self.every == 0:
-            self.update(module.get_submodule("student"))
+        if trainer.global_step // self.every > self._steps // self.every:
+            student = module.get_submodule("student")
+            if trainer.world_size > 1:
+                first_decides(student.buffers())  # running statistics differ until the next forward pass
+            self.update(student)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.deploy:

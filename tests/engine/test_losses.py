@@ -68,11 +68,12 @@ def test_one_process_gathers_itself() -> None:
 def test_rank_follows_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    assert rank() == 0
+    assert rank(4) == 0
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert rank() == 3
+    assert rank(4) == 3
     monkeypatch.setenv("RANK", "1")
-    assert rank() == 1
+    assert rank(4) == 1
+    assert rank(1) == 0, "one process is the first, whatever a launcher left behind"
 
 
 def test_srun_starts_as_many_processes_as_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
