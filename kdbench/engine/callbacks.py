@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kdbench.engine.seeds import axis
-from kdbench.errors import StoppedError
+from kdbench.errors import KdbenchError, StoppedError
 from kdbench.hashing import write_atomic
 
 stop_asked = threading.Event()
@@ -43,7 +44,9 @@ class StepStreams(pl.Callback):
 class Selection(pl.Callback):
     """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals.
 
-    ``last`` keeps those of the last validation instead: for tasks whose protocol has no labels to choose by.
+    A validation whose score is not finite chooses nothing; if there is no other the fit ends with
+    :class:`KdbenchError`. ``last`` keeps the weights of the last validation instead, whatever its score: for tasks
+    whose protocol has no labels to choose by.
     """
 
     def __init__(self, metric: str, mode: str = "max", last: bool = False) -> None:
@@ -54,8 +57,15 @@ class Selection(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
         better = value > self.value if self.mode == "max" else value < self.value
-        if self.epoch < 0 or better or self.last:
+        if self.last or (math.isfinite(value) and (self.epoch < 0 or better)):
             self.keep(module, trainer.current_epoch, value)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.epoch < 0:
+            raise KdbenchError(
+                f"No weights can be chosen: val/{self.metric} was not finite at any validation of the "
+                f"{trainer.current_epoch} epochs. The metric is undefined on this split, or training diverged."
+            )
 
     def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
         """Take the student's weights as they are now."""

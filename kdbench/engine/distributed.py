@@ -47,10 +47,10 @@ def check_started(options: Trainer) -> None:
         )
 
 
-def in_any(found: Tensor) -> bool:
-    """Whether ``found`` (a bool scalar) is true in any process of a fit; all of them must ask."""
+def in_all(found: Tensor) -> bool:
+    """Whether ``found`` (a bool scalar) is true in every process of a fit; all of them must ask."""
     told = found.to(torch.uint8)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
+    dist.all_reduce(told, dist.ReduceOp.MIN)
     return bool(told)
 
 

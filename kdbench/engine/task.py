@@ -145,9 +145,8 @@ class Task(ABC):
         """The metrics of the module's network as it stands; the only place where the test loader is made."""
         module.eval()
         data = self.data()
-        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
+        for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
+            module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
         return module.results(split)
 
     def supervised(

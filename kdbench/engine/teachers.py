@@ -10,7 +10,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,8 +19,22 @@ from torch import Tensor, nn
 from kdbench.engine.cache import TeacherCache
 from kdbench.engine.distributed import first_decides
 from kdbench.engine.seeds import axis
+from kdbench.errors import UnknownNameError, unknown
 
+T = TypeVar("T")
 Outputs = dict[str, Tensor]
+OUTPUT = "teacher output"
+
+
+class Named(dict[str, T]):
+    """Values by name; for a name that is not there :class:`UnknownNameError` tells those that are."""
+
+    def __init__(self, kind: str, values: Mapping[str, T]) -> None:
+        super().__init__(values)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> T:
+        raise UnknownNameError(str(unknown(self.kind, name, self)))
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -54,7 +68,7 @@ class FrozenTeacher(Teacher):
         if isinstance(batch, Tensor) and batch.device != self._device:
             self.network, self._device = self.network.to(batch.device), batch.device
         with torch.no_grad():
-            return self._forward(self.network, batch)
+            return Named(OUTPUT, self._forward(self.network, batch))
 
 
 class CachedTeacher(Teacher):
@@ -71,7 +85,8 @@ class CachedTeacher(Teacher):
         rows = self._rows(batch)
         if self._last is None or not torch.equal(self._last[0], rows):  # full batches ask for the same rows each step
             at = rows.cpu() if self._order is None else self._order[rows.cpu()]
-            self._last = (rows, {name: value.to(rows.device) for name, value in self.cache.read(at).items()})
+            outputs = {name: value.to(rows.device) for name, value in self.cache.read(at).items()}
+            self._last = (rows, Named(OUTPUT, outputs))
         return self._last[1]
 
 
@@ -89,7 +104,7 @@ class RandomTeacher(Teacher):
 
     def __call__(self, batch: Any) -> Outputs:
         rows = self._rows(batch)
-        return {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()}
+        return Named(OUTPUT, {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()})
 
 
 def shuffled(groups: Tensor, seed: int) -> Tensor:
@@ -184,7 +199,7 @@ class EMATeacher(pl.Callback, Teacher):
     def __call__(self, batch: Any) -> Outputs:
         assert self.network is not None
         with torch.no_grad():
-            return self._forward(self.network, batch)
+            return Named(OUTPUT, self._forward(self.network, batch))
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.network is None else {"network": self.network.state_dict()}
