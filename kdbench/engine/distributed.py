@@ -34,16 +34,26 @@ def started() -> int:
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
-def check_started(options: Trainer) -> None:
-    """UsageError where ``srun`` started several processes, but not those that the trainer's options ask for.
-
-    Each would do the whole run by itself, all of them in one folder.
-    """
-    if started() not in (1, options.processes):
+def check_place(options: Trainer) -> None:
+    """UsageError where a fit cannot be done as the trainer's options ask, with what there is instead."""
+    if started() not in (1, options.processes):  # each would do the whole run by itself, all of them in one folder
         raise UsageError(
             f"srun started {started()} processes, but trainer.num_nodes={options.num_nodes} times "
             f"trainer.devices={options.devices} makes {options.processes}. One run on several: "
             "srun --nodes=N --ntasks-per-node=D kdbench run trainer.num_nodes=N trainer.devices=D trainer.strategy=ddp"
+        )
+    gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    wanted = {"cpu": 0, "gpu": options.devices, "auto": options.devices if gpus else 0}[options.accelerator]
+    if wanted > gpus:
+        raise UsageError(
+            f"trainer.accelerator={options.accelerator} and trainer.devices={options.devices} ask for as many GPUs; "
+            f"torch finds {gpus or 'none'} here, beside {os.cpu_count()} processor cores. "
+            f"Choose {f'trainer.devices={gpus} or ' if gpus else ''}trainer.accelerator=cpu."
+        )
+    if options.precision == "16-mixed" and not wanted:
+        raise UsageError(
+            "trainer.precision=16-mixed needs a GPU: processors have no half-precision training. "
+            "Choose trainer.precision=bf16-mixed or 32-true."
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,7 +20,7 @@ from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_started, rank
+from kdbench.engine.distributed import check_place, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -33,8 +32,6 @@ from kdbench.errors import NonFiniteLossError, UsageError
 from kdbench.hashing import digest, write_atomic
 from kdbench.results import record as records
 
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -103,7 +100,6 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
-    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
@@ -112,6 +108,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
             return Outcome(earlier, folder, reused=True)
         started = datetime.now(UTC)
         try:
+            check_place(config.trainer)
             session = Session(config, root, folder, reporter)
             fields = session.execute()
         except NonFiniteLossError as error:
@@ -141,6 +138,7 @@ def stop() -> None:
 
 def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
+    check_place(config.trainer.in_one_process())
     session = Session(config, root, run_folder(root, config), reporter)
     taught = session.method.teacher == "frozen"
     for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:
