@@ -42,6 +42,10 @@ class StoppedError(KdbenchError):
     """A run that was asked to stop and left a checkpoint to go on from."""
 
 
+class UnknownNameError(KdbenchError):
+    """A teacher, an output or a tapped feature that a method asks for and that is not there."""
+
+
 class NonFiniteLossError(KdbenchError):
     """A loss became NaN or infinite. ``step`` and ``terms`` say where."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +21,7 @@ from kdbench.catalog import family_module, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_started, processor_threads, rank
+from kdbench.engine.distributed import check_place, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -35,8 +34,6 @@ from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.provenance import Made, finished, stale
 from kdbench.results import record as records
 
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -99,39 +96,40 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
-    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder, reporter):
+    with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
         earlier = finished(root, config)
         if earlier is not None:
             if keep_stale or not (why := stale(earlier, config, folder)):
                 return Outcome(earlier, folder, reused=True)
             reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 os.replace(folder / "record.json", folder / "stale.json")
         started = datetime.now(UTC)
         try:
+            check_place(config.trainer)
             with processor_threads(config.trainer.threads):
                 session = Session(config, root, folder, reporter)
                 fields = session.execute()
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
         except (DataError, UsageError):
-            _forget(folder)
+            if is_first(config.trainer.processes):
+                _forget(folder)
             raise
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
-def is_first() -> bool:
-    """Whether we are the only process of this run, or the first of several: the one that writes its record."""
-    return rank() == 0
+def is_first(processes: int) -> bool:
+    """Whether we are the only one or the first of the ``processes`` of a run: the one that writes its record."""
+    return rank(processes) == 0
 
 
 def stop() -> None:
@@ -141,6 +139,7 @@ def stop() -> None:
 
 def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
+    check_place(config.trainer.in_one_process())
     session = Session(config, root, run_folder(root, config), reporter)
     taught = session.method.teacher == "frozen"
     for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:
@@ -152,7 +151,7 @@ def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and those around it that are empty then."""
-    if rank() == 0 and [path.name for path in folder.iterdir()] == ["lock"]:
+    if [path.name for path in folder.iterdir()] == ["lock"]:
         (folder / "lock").unlink()
         for place in (folder, folder.parent, folder.parent.parent):
             with suppress(OSError):
@@ -165,9 +164,6 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    if rank() > 0:
-        yield
-        return
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -225,7 +221,7 @@ class Session:
             self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return None
         module.student.load_state_dict(selection.weights)
         module.to(self.device).eval()
@@ -252,7 +248,7 @@ class Session:
     def begin(self, read: Mapping[Path, str]) -> None:
         """Say what the run is made of; a checkpoint of a run that was made of something else is not gone on with."""
         self.made = Made.of(self.config, read)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return
         last, before = self.folder / "last.ckpt", Made.load(self.folder)
         if last.exists() and before != self.made:

@@ -148,9 +148,8 @@ class Task(ABC):
         """
         module.eval()
         data = self.data()
-        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
+        for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
+            module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
         return module.scores(split)
 
     def selection(self) -> Selection:

@@ -23,7 +23,7 @@ def execute(run: Run, root: Path, folder: Path, log: str, job: str | None = None
     """Do a run and keep its state file in the sweep's ``folder``. Raises whatever the run died of."""
     from kdbench.engine import runner
 
-    journal = Journal(state_path(folder, run.hash), log, job) if runner.is_first() else None
+    journal = Journal(state_path(folder, run.hash), log, job) if runner.is_first(run.nodes * run.processes) else None
     try:
         config = run.config()
         require_extra(config.family)

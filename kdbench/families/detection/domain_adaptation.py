@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -166,9 +167,10 @@ class AdaptationTask(Task):
         return batch.rows
 
     def steps(self) -> int:
-        """Optimiser steps of an epoch in one process."""
-        batches = -(-len(self.domains.target_train) // self.data_options.batch_size)
-        return max(1, batches // self.config.trainer.accumulate_grad_batches)
+        """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""
+        trainer = self.config.trainer
+        rows = math.ceil(len(self.domains.target_train) / trainer.processes)
+        return math.ceil(math.ceil(rows / self.data_options.batch_size) / trainer.accumulate_grad_batches)
 
     def stages(self) -> Sequence[Stage]:
         return ()

@@ -108,10 +108,24 @@ def test_the_average_is_that_of_the_formula(keep: float, session: Callable[..., 
     assert isinstance(teacher, EMATeacher) and teacher.every == 3
 
 
-def test_null_moves_the_teacher_once_an_epoch(session: Callable[..., Session]) -> None:
-    begun = session("method=kd", "teacher.every=null")
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [((), 4), (("trainer.accumulate_grad_batches=3",), 2), (("trainer.devices=2", "trainer.strategy=ddp"), 2)],
+)
+def test_null_moves_the_teacher_once_an_epoch(
+    words: tuple[str, ...], steps: int, session: Callable[..., Session]
+) -> None:
+    """The 16 images of an epoch are 4 batches."""
+    begun = session("method=kd", "teacher.every=null", *words)
     (teacher,) = begun.method.teachers(begun.task).values()
-    assert isinstance(teacher, EMATeacher) and teacher.every == 4
+    assert isinstance(teacher, EMATeacher) and teacher.every == steps
+
+
+def test_the_teacher_moves_where_batches_are_accumulated(do: Callable[..., Any]) -> None:
+    words = ("trainer.accumulate_grad_batches=3", "method.threshold=0.3")
+    deployed = load_file(do("method=kd", *words).folder / "student.safetensors")
+    started = load_file(do("method=alone", words[0]).folder / "student.safetensors")
+    assert any(not torch.equal(deployed[name], value) for name, value in started.items())
 
 
 @pytest.mark.parametrize("method", ["kd", "lpld"])
