@@ -20,7 +20,7 @@ from kdbench.catalog import MethodInfo, method, offered_methods
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
 from kdbench.options import Optimizer, Trainer, build, merge, plain
-from kdbench.overrides import parse_overrides, word
+from kdbench.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
@@ -108,6 +108,7 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
     error when it is all that was asked for, and left out of a larger grid.
     """
     overrides = parse_overrides(words)
+    check_size(overrides)
     keys = {override.key for override in overrides}
     for name in ("task", "method"):
         if name not in keys:
@@ -160,6 +161,8 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         for name in SECTIONS
         if name != "teacher" or info.teacher != "none"
     }
+    hyperparameters = build(info.hyperparameters, merged.get("method", {}), "method")
+    asked = {key: _taken(key, value, {**built, "method": hyperparameters}) for key, value in chosen.items()}
     return RunConfig(
         task=task.name,
         scale=scale,
@@ -168,14 +171,20 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         dataset=task.dataset_of(scale),
         metric=task.metric,
         method=info.name,
-        hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),
+        hyperparameters=hyperparameters,
         control=control,
         seed=_checked_seed(chosen.get("seed", 0)),
         teacher=built.pop("teacher", None),
-        settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
-        overrides=tuple(f"{key}={word(value)}" for key, value in chosen.items() if key not in TOP),
+        settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
+        overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
         **built,
     )
+
+
+def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
+    """A setting as its option took it (``1e-3`` and ``0.001`` are one); as given where the run has no such section."""
+    section, _, option = key.partition(".")
+    return getattr(sections[section], option) if option and section in sections else given
 
 
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
