@@ -16,7 +16,7 @@ from typing import Annotated, Any, Protocol
 from annotated_types import Ge
 
 from kdbench.cards import card, section_types, sections_of
-from kdbench.catalog import MethodInfo, method, offered_methods
+from kdbench.catalog import MethodInfo, method, offers
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
 from kdbench.options import Optimizer, Trainer, build, merge, plain
@@ -189,11 +189,9 @@ def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
 
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
     """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
-    offered = offered_methods(config.family, config.kind)
     chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
-    return [
-        resolve({**chosen, "method": name}) for name in ("alone", "kd") if name in offered and name != config.method
-    ]
+    names = [n for n in ("alone", "kd") if n != config.method and offers(n, config.family, config.kind)]
+    return [resolve({**chosen, "method": name}) for name in names]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class MissingExtraError(UsageError):
 class CardError(UsageError):
     """A task card or method file that does not parse; the message names file and line."""
 
+    told = False
+    """Whether stderr has it already."""
+
 
 class StaleCacheError(KdbenchError):
     """A teacher cache or stage whose key is not the one asked for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,13 @@ def read_yaml(path: Path) -> tuple[Any, dict[str, int]]:
     except yaml.reader.ReaderError as error:
         line = text.encode()[: error.position].count(b"\n") + 1
         raise CardError(f"{path}:{line}: the character {error.character!r} is not allowed: {error.reason}.") from None
+
+
+def line_of(lines: Mapping[str, int], field: str) -> int:
+    """The line of a field, or of the nearest field around it."""
+    while field and field not in lines:
+        field = field.rpartition(".")[0]
+    return lines.get(field, 1)
 
 
 def _text(path: Path) -> str:

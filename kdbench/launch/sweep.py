@@ -21,7 +21,7 @@ from pydantic import BeforeValidator
 from kdbench.config import RunConfig, expand
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest, write_atomic
-from kdbench.marked_yaml import read_yaml
+from kdbench.marked_yaml import line_of, read_yaml
 from kdbench.options import OptionError, build
 from kdbench.overrides import parse_overrides
 from kdbench.written import as_text
@@ -250,9 +250,7 @@ def _named(path: Path, lines: Mapping[str, int], field: str = "") -> Iterator[No
         yield
     except UsageError as error:
         place = error.field if isinstance(error, OptionError) and not field else field
-        while place and place not in lines:
-            place = place.rpartition(".")[0]
-        raise CardError(f"{path}:{lines.get(place, 1)}: {error}") from None
+        raise CardError(f"{path}:{line_of(lines, place)}: {error}") from None
 
 
 def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) -> Sweep:
