@@ -33,6 +33,9 @@ class MissingExtraError(UsageError):
 class CardError(UsageError):
     """A task card or method file that does not parse; the message names file and line."""
 
+    told = False
+    """Whether stderr has it already."""
+
 
 class StaleCacheError(KdbenchError):
     """A teacher cache or stage whose key is not the one asked for."""
@@ -63,9 +66,27 @@ class UndefinedMetricError(KdbenchError):
         super().__init__(f"{name} is not defined on the {split} split: {why}.")
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> UsageError:
-    """The error for a name that does not exist: the nearest valid one first, then all of them."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"Unknown {kind} '{name}'.{hint} Valid: {', '.join(names) or 'none'}.")
+LONGEST_SHOWN = 200
+"""Characters that a message repeats of what was given."""
+
+
+def shown(text: str) -> str:
+    """A text as a message shows it: in one line, and the beginning of a long one."""
+    more = f"… ({len(text):,} characters)" if len(text) > LONGEST_SHOWN else ""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:LONGEST_SHOWN]) + more
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that a wrong one may have been meant for, whatever its case; None when none is like it."""
+    folded, typed = {one.casefold(): one for one in valid}, name[:LONGEST_SHOWN].casefold()
+    near = difflib.get_close_matches(typed, folded, n=1, cutoff=0.6)
+    near = near or [one for one in folded if sorted(one) == sorted(typed)]  # letters of a short word in another order
+    return folded[near[0]] if near else None
+
+
+def unknown(kind: str, name: str, valid: Iterable[str], note: str = "") -> UsageError:
+    """The error for a name that does not exist: the nearest valid one first, or a note in its stead, then all names."""
+    names = sorted(set(valid))
+    near = None if note else nearest(name, names)
+    hint = f" {note}" if note else f" Did you mean '{near}'?" if near else ""
+    return UsageError(f"Unknown {kind} '{shown(name)}'.{hint} Valid: {', '.join(names) or 'none'}.")

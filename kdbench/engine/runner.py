@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from kdbench.catalog import family_module, method
+from kdbench.catalog import family_module, imported, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
@@ -74,7 +73,7 @@ class Outcome:
 def load_method(config: RunConfig) -> Method:
     """The method object of a run."""
     info = method(config.method, config.family, config.kind)
-    module = importlib.import_module(info.module)
+    module = imported(info.module)
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == info.module)
     found = next(kind for kind in own if issubclass(kind, Method))
     options = getattr(module, "Hyperparameters", info.hyperparameters)
