@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -102,10 +104,10 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def _mixture(found: Mixture) -> str:
-    seeds, values = (
-        ", ".join(map(str, some[:10])) + (", …" if some[10:] else "") for some in (found.seeds, found.values)
-    )
-    return f"arms of seed {seeds} differ in {found.trait} ({values}): {found.otherwise}"
+    def first(some: Sequence[object]) -> str:
+        return ", ".join(str(one)[:60] for one in some[:10]) + (", …" if len(some) > 10 else "")
+
+    return f"arms of seed {first(found.seeds)} differ in {found.trait} ({first(found.values)}): {found.otherwise}"
 
 
 def better(difference: float, comparison: Comparison) -> bool:

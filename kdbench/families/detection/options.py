@@ -84,7 +84,7 @@ KINDS = {"domain_adaptation": {"data": AdaptationData, "student": Detector, "tea
 
 _BOXES = (
     share("map50", "average precision at IoU 0.5, averaged over the classes with a true box"),
-    share("map", "the same, averaged over IoU 0.5, 0.55, … 0.95"),
+    share("map", "average precision, averaged over IoU 0.5, 0.55, … 0.95 and those classes"),
     share("ar100", "recall of at most 100 boxes an image, averaged over IoU and those classes"),
     share("ap50_*", "average precision of one class at IoU 0.5"),
     share("ar100_*", "average recall of one class"),
