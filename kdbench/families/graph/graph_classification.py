@@ -18,6 +18,7 @@ from torchmetrics.functional.classification import binary_accuracy, binary_auroc
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage, StageStore
@@ -48,7 +49,7 @@ class GraphClassification(DistillationModule):
         return y
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         self._seen[split].append((output["logits"].detach().cpu(), targets.cpu()))
