@@ -22,8 +22,8 @@ class UsageError(KdbenchError):
     exit_code = 2
 
 
-class DataError(KdbenchError):
-    """Data that is missing or does not match its checksum."""
+class DataError(UsageError):
+    """Data that is missing, does not match its checksum, or is not what its kind of task asks for."""
 
 
 class MissingExtraError(UsageError):

@@ -358,7 +358,7 @@ def test_data_tells_states_and_checksums(
     assert told["state"] == "missing" and told["licence"] == "MIT"
     assert all(len(file["sha256"]) == 64 and file["path"] is None for file in told["files"])
     code, out, err = say("data", "cora_text", "--fetch")
-    assert (code, out) == (1, "") and f"looked in {tmp_path}/data/graph/cora_text or {tmp_path}/cache" in err
+    assert (code, out) == (2, "") and f"looked in {tmp_path}/data/graph/cora_text or {tmp_path}/cache" in err
 
 
 def test_doctor_tells_versions_and_what_a_missing_extra_would_enable(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.teachers import Outputs
@@ -31,7 +32,7 @@ class Classification(DistillationModule):
         self._details: dict[str, Any] = {}
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=-1)

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_confusio
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage, StageStore
@@ -47,7 +48,7 @@ class GraphClassification(DistillationModule):
         return y
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         self._seen[split].append((output["logits"].detach().cpu(), targets.cpu()))

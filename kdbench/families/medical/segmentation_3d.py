@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
@@ -64,7 +65,7 @@ class Segmentation(DistillationModule):
         return batch.label
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": self.loss(output["logits"].float(), targets)}
+        return {"task": self.loss(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=1, keepdim=True)

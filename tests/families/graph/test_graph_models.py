@@ -14,7 +14,7 @@ from torch import nn
 from kdbench.engine.runner import Outcome
 from kdbench.errors import UndefinedMetricError
 from kdbench.families.graph.graph_classification import GraphClassification, digits, scores
-from kdbench.families.graph.graph_data import Graphs, load
+from kdbench.families.graph.graph_data import Graphs, motifs
 from kdbench.families.graph.graph_models import GraphNet
 from kdbench.families.graph.options import GraphData, GraphStudent
 from kdbench.families.graph.trees import colour, expand
@@ -29,7 +29,7 @@ def network(graphs: Graphs, name: str, layers: int = 2, **options: object) -> Gr
 
 
 def some_graphs(edge_labels: bool) -> Graphs:
-    graphs = load("motifs", GraphData(graphs=20)).graphs
+    graphs = motifs(GraphData(graphs=20)).graphs
     return graphs if edge_labels else replace(graphs, edge_labels=graphs.edge_labels[:, :0])
 
 
