@@ -39,6 +39,10 @@ runs_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
+stale_option = click.option(
+    "--keep-stale", is_flag=True, help="Keep finished runs that other code, data or teacher files made."
+)
+
 
 def print_json(value: Any) -> None:
     """Print JSON for machines."""

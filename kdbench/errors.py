@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Numbers of the system errors that more room would cure."""
@@ -39,6 +40,13 @@ class CardError(UsageError):
 
 class StaleCacheError(KdbenchError):
     """A teacher cache or stage whose key is not the one asked for."""
+
+
+class DamagedError(KdbenchError):
+    """A file of a sweep that cannot be read; the message names it."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(f"{path} is damaged ({error}).")
 
 
 class StoppedError(KdbenchError):

@@ -12,7 +12,7 @@ from typing import Any
 from kdbench.catalog import require_extra
 from kdbench.config import from_json
 from kdbench.errors import KdbenchError, UsageError
-from kdbench.launch.local import Bars
+from kdbench.launch.display import Bars, names_of
 from kdbench.results import record as records
 
 FLOAT32 = 2.0**-23
@@ -41,7 +41,7 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
     require_extra(config.family)
     place = runs if runs.is_dir() else None
     folder = tempfile.TemporaryDirectory(prefix="reproduce-", dir=place)
-    with folder, _threads(old.hardware.threads), Bars([config]) as bars:
+    with folder, _threads(old.hardware.threads), Bars(names_of([config])) as bars:
         from kdbench.engine.runner import run
 
         bars.begin(config)

@@ -322,7 +322,7 @@ def test_two_processes_at_one_run_do_it_once(tmp_path: Path) -> None:
 STOPPED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited none
-from kdbench.launch.local import Bars
+from kdbench.launch.display import Bars
 at = {8: signal.SIGINT, 22: signal.SIGKILL}
 Bars.epoch = lambda bars, done, total, value: os.kill(os.getpid(), at.pop(done)) if done in at else None
 os.write(1, b"interrupted %d" % entry(sys.argv[1:]))

@@ -98,7 +98,15 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
-        earlier = finished(root, config)
+        try:
+            earlier = finished(root, config)
+        except records.InvalidRecord as error:
+            if error.problems[0].field == "schema_version":  # of a newer kdbench
+                raise
+            earlier = None
+            reporter.note(f"{error.short} The run is done again.")
+            if is_first(config.trainer.processes):
+                os.replace(folder / "record.json", folder / "stale.json")
         if earlier is not None:
             if keep_stale or not (why := stale(earlier, config, folder)):
                 return Outcome(earlier, folder, reused=True)
@@ -150,8 +158,9 @@ def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and those around it that are empty then."""
-    if [path.name for path in folder.iterdir()] == ["lock"]:
-        (folder / "lock").unlink()
+    if {path.name for path in folder.iterdir()} <= {"lock", "made.json"}:
+        for name in ("made.json", "lock"):
+            (folder / name).unlink(missing_ok=True)
         for place in (folder, folder.parent, folder.parent.parent):
             with suppress(OSError):
                 place.rmdir()
@@ -163,16 +172,27 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        reporter.note(f"Another process is at this run ({folder}); waiting for it.")
-        lock.acquire()
+    while (lock := _locked(folder, reporter)) is None:
+        pass
     try:
         yield
     finally:
         lock.release()
+
+
+def _locked(folder: Path, reporter: Reporter) -> FileLock | None:
+    """The lock of a run's folder; None when another process removed the folder meanwhile, as :func:`_forget` does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reporter.note(f"Another process is at this run ({folder}); waiting for it.")
+            lock.acquire()
+    except FileNotFoundError:
+        return None
+    return lock
 
 
 def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: datetime) -> records.Record:

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 from pydantic import BeforeValidator
 
 from kdbench.config import RunConfig, expand
-from kdbench.errors import CardError, UsageError, shown, unknown
+from kdbench.errors import CardError, DamagedError, UsageError, shown, unknown
 from kdbench.hashing import digest, write_atomic
 from kdbench.marked_yaml import line_of, read_yaml
 from kdbench.options import OptionError, build
@@ -33,8 +33,6 @@ class Local:
 
     workers: Annotated[int, Gt(0)] = 1
     """Runs at a time."""
-    threads: Annotated[int, Ge(0)] = 0
-    """Threads a worker computes with; 0 shares the processor cores evenly."""
     retries: Annotated[int, Ge(0)] = 1
     """How often a run whose process died is started again."""
 
@@ -122,6 +120,10 @@ class Run:
     """Runs of one pairing may share stages."""
     teacher: str | None
     """Settings of the frozen or moving teacher; None without one."""
+    threads: int = 1
+    """Threads that each process computes with."""
+    keep_stale: bool = False
+    """Whether a record that other code or data made will do."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Run:
@@ -129,7 +131,8 @@ class Run:
         trainer = config.trainer
         taught = " ".join(w for w in config.overrides if w.startswith("teacher.")) if config.teacher else None
         where = trainer.max_epochs, trainer.num_nodes, trainer.devices, trainer.accelerator == "gpu"
-        return cls(config.hash, config.task, config.method, config.command, *where, config.pairing, taught)
+        shared = config.pairing, taught, trainer.threads
+        return cls(config.hash, config.task, config.method, config.command, *where, *shared)
 
     def config(self) -> RunConfig:
         """The run, resolved. Raises :class:`UsageError` when this version of kdbench resolves its command otherwise."""
@@ -261,6 +264,8 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
     name = str(told.get("name", digest(sorted(runs))[:12]))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"name={shown(name)}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
+    if "local.threads" in told:
+        raise UsageError("local.threads is no option: a run computes with trainer.threads threads, 1 by default.")
     profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
     own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
     slurm: Slurm = build(Slurm, {**profile, **own["slurm"]}, "slurm")
@@ -289,14 +294,39 @@ def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def load(name: str, root: Path) -> Sweep:
-    """The sweep of that name. Raises :class:`UsageError` with the nearest name when there is none."""
+    """The sweep of that name. Raises :class:`UsageError` with the nearest name when there is none, or DamagedError."""
     path = sweeps_folder(root) / name / "sweep.json"
     if not path.is_file():
         raise unknown(f"sweep under {root}", name, names(root))
-    asked = json.loads(path.read_text())
-    runs = [Run(**run) for run in asked["runs"]]
-    options = build(Local, asked["local"], "local"), build(Slurm, asked["slurm"], "slurm")
-    return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
+    try:
+        asked = json.loads(path.read_text())
+        runs = [Run(**run) for run in asked["runs"]]
+        local = {key: value for key, value in asked["local"].items() if key != "threads"}  # of an earlier version
+        options = build(Local, local, "local"), build(Slurm, asked["slurm"], "slurm")
+        return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError) as error:
+        raise DamagedError(path, error) from None
+
+
+def extended(asked: Sweep, extend: bool) -> Sweep:
+    """The sweep, and the runs that the one of its name has already: no run is dropped from a list.
+
+    Raises :class:`UsageError` where that one has others and ``extend`` was not said.
+    """
+    path = asked.folder / "sweep.json"
+    if not path.is_file():
+        return asked
+    try:
+        before = load(asked.name, asked.root).runs
+    except DamagedError:
+        return asked  # asking for its runs again is how it is mended
+    others = before.keys() - asked.runs.keys()
+    if others and not extend:
+        raise UsageError(
+            f"The sweep '{asked.name}' under {asked.root} has {len(before)} runs, {len(others)} of them not among "
+            "these. Take another name=…, or add these to it by --extend."
+        )
+    return replace(asked, runs={**before, **asked.runs})
 
 
 def names(root: Path) -> list[str]:

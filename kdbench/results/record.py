@@ -57,6 +57,12 @@ class InvalidRecord(KdbenchError):
         listed = "".join(f"\n  {problem.field}: {problem.message}" for problem in self.problems)
         super().__init__(f"{where} is not a valid record:{listed}")
 
+    @property
+    def short(self) -> str:
+        """One line, with the first of the problems."""
+        field, message = self.problems[0]
+        return f"{self.where} is not a valid record ({field}: {message})."
+
 
 def _leaves(value: object, loc: Loc = ()) -> Iterator[tuple[Loc, object]]:
     if isinstance(value, dict | list):

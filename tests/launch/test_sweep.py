@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from kdbench import cli
 from kdbench.errors import UsageError
 from kdbench.launch import sweep as sweeps
 from kdbench.launch.sweep import from_words, labels, load, names, shared
@@ -114,6 +116,7 @@ def test_a_text_for_sbatch_is_one_line(sbatch: str, tmp_path: Path) -> None:
     [
         (["task=gnn", "method=alone", "launcher=slrum"], "Did you mean 'slurm'"),
         (["task=gnn", "method=alone", "local.wrkers=2"], "Did you mean 'workers'"),
+        (["task=gnn", "method=alone", "local.threads=2"], "trainer.threads"),
         (["task=gnn", "method=alone", "slurm.time=0"], "slurm.time=0"),
         (["task=gnn", "method=alone", "slurm.time=1,2"], "takes one value"),
         (["task=gnn", "method=alon"], "Did you mean 'alone'"),
@@ -174,6 +177,34 @@ def test_a_run_that_is_another_today_is_refused(tmp_path: Path) -> None:
     (run,) = from_words(["task=gnn", "method=alone"], tmp_path).runs.values()
     with pytest.raises(UsageError, match="makes another run"):
         sweeps.Run(**{**vars(run), "hash": "0" * 64}).config()
+
+
+def test_a_sweep_s_list_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = from_words(["task=gnn", "method=alone", "seed=0..2", "name=first"], tmp_path)
+    first.save()
+    other = ["task=gnn", "method=alone", "seed=2..3", "trainer.max_epochs=1", "name=first"]
+    before = (first.folder / "sweep.json").read_bytes()
+    assert cli.entry(["sweep", *other, "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "has 3 runs, 3 of them not among these" in said and "--extend" in said and "name=" in said
+    assert (first.folder / "sweep.json").read_bytes() == before and not (tmp_path / "gnn").exists()
+
+    asked = from_words(other, tmp_path)
+    assert list(sweeps.extended(asked, True).runs) == [*first.runs, *asked.runs]
+    grown = from_words(["task=gnn", "method=alone", "seed=0..5", "name=first"], tmp_path)
+    assert sweeps.extended(grown, False) == grown, "more of the same drops nothing"
+
+
+def test_a_sweep_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    asked = from_words([*WORDS, "name=first"], tmp_path)
+    asked.save()
+    path = asked.folder / "sweep.json"
+    told = json.loads(path.read_text())
+    told["local"]["threads"] = 0
+    for run in told["runs"]:
+        del run["threads"], run["keep_stale"]
+    path.write_text(json.dumps(told))
+    assert load("first", tmp_path) == asked
 
 
 def test_what_several_runs_share_is_named_once(tmp_path: Path) -> None:
