@@ -203,7 +203,7 @@ def _check_data(card: Card, name: str) -> None:
     suited = [one.name for one in datasets().values() if one.family == card.family and one.kind in ("", card.kind)]
     if name not in suited:
         other = datasets().get(name)
-        note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else ""
+        note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else None
         raise unknown("dataset", name, suited, note)
 
 

@@ -200,7 +200,7 @@ def method(name: str, family: str, kind: str) -> MethodInfo:
     offered = offered_methods(family, kind)
     if not offers(name, family, kind):
         others = " and ".join(sorted({info.serving for info in methods() if info.name == name}))
-        note = f"It is a method for {others}." if others else ""
+        note = f"It is a method for {others}." if others else None
         raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered, note)
     return offered[name]
 

@@ -293,7 +293,7 @@ def load(name: str, root: Path) -> Sweep:
     path = sweeps_folder(root) / name / "sweep.json"
     if not path.is_file():
         raise unknown(f"sweep under {root}", name, names(root))
-    asked = json.loads(path.read_text())
+    asked = json.loads(path.read_text(encoding="utf-8"))
     runs = [Run(**run) for run in asked["runs"]]
     options = build(Local, asked["local"], "local"), build(Slurm, asked["slurm"], "slurm")
     return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
