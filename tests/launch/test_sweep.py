@@ -122,6 +122,16 @@ def test_a_sweep_s_list_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sweeps.extended(grown, False) == grown, "more of the same drops nothing"
 
 
+def test_runs_of_several_processes_are_refused_on_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "task=gnn", "method=alone", "trainer.devices=1,2", "trainer.strategy=ddp"]
+    assert cli.entry([*words, "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "trainer.devices=2" in said and "launcher=slurm" in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_sweep_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     asked = from_words([*WORDS, "name=first"], tmp_path)
     asked.save()
