@@ -16,11 +16,11 @@ from typing import Annotated, Any, Protocol
 from annotated_types import Ge
 
 from kdbench.cards import card, section_types, sections_of
-from kdbench.catalog import MethodInfo, method, offered_methods
+from kdbench.catalog import MethodInfo, method, offers
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
 from kdbench.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
-from kdbench.overrides import parse_overrides, word
+from kdbench.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
@@ -110,6 +110,7 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
     error when it is all that was asked for, and left out of a larger grid.
     """
     overrides = parse_overrides(words)
+    check_size(overrides)
     keys = {override.key for override in overrides}
     for name in ("task", "method"):
         if name not in keys:
@@ -166,6 +167,8 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         for name in SECTIONS
         if name != "teacher" or info.teacher != "none"
     }
+    hyperparameters = build(info.hyperparameters, merged.get("method", {}), "method")
+    asked = {key: _taken(key, value, {**built, "method": hyperparameters}) for key, value in chosen.items()}
     return RunConfig(
         task=task.name,
         scale=scale,
@@ -174,23 +177,27 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         dataset=task.dataset_of(scale),
         metric=task.metric,
         method=info.name,
-        hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),
+        hyperparameters=hyperparameters,
         control=control,
         seed=_checked_seed(chosen.get("seed", 0)),
         teacher=built.pop("teacher", None),
-        settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
-        overrides=tuple(f"{key}={word(value)}" for key, value in chosen.items() if key not in TOP),
+        settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
+        overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
         **built,
     )
 
 
+def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
+    """A setting as its option took it (``1e-3`` and ``0.001`` are one); as given where the run has no such section."""
+    section, _, option = key.partition(".")
+    return getattr(sections[section], option) if option and section in sections else given
+
+
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
     """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
-    offered = offered_methods(config.family, config.kind)
     chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
-    return [
-        resolve({**chosen, "method": name}) for name in ("alone", "kd") if name in offered and name != config.method
-    ]
+    names = [n for n in ("alone", "kd") if n != config.method and offers(n, config.family, config.kind)]
+    return [resolve({**chosen, "method": name}) for name in names]
 
 
 @dataclass(frozen=True)

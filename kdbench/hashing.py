@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Generic, TypeVar, TypeVarTuple
+from typing import Any, BinaryIO, Generic, TypeVar, TypeVarTuple
 
 A = TypeVarTuple("A")
 R = TypeVar("R")
+
+UNFINISHED = ".unfinished"
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
@@ -76,13 +78,17 @@ def remembered(size: int) -> Callable[[Callable[[*A], R]], Remembered[*A, R]]:
     return lambda function: Remembered(function, size)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write ``data`` so that ``path`` holds either its old content or all of the new one, even after ``kill -9``."""
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes become ``path`` when the block ends: whole, or after an error or ``kill -9`` not at all.
+
+    A killed writer leaves its bytes beside ``path``: see :func:`remove_unfinished`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)
@@ -90,3 +96,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` so that ``path`` holds either its old content or all of the new one, even after ``kill -9``."""
+    with writing(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in ``folder``. Nobody else may be writing there: hold its lock."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)

@@ -25,8 +25,8 @@ from kdbench.results.record import Record, loads
 ENGINE = "kdbench.engine.runner"
 PLANNING = (
     *("board", "catalog", "cards", "cli", "cli_board", "cli_options", "cli_sweeps", "config", "datasets", "describe"),
-    *("errors", "hashing", "launch", "marked_yaml", "options", "overrides", "present", "provenance", "reproduce"),
-    *("results", "select"),
+    *("errors", "found", "hashing", "hydra_words", "launch", "marked_yaml", "options", "overrides", "present"),
+    *("provenance", "reproduce", "results", "select", "written"),
 )
 """Parts of kdbench that change no number of a run whose configuration is given."""
 SIGNS = 16  # hexadecimal digits of a file's digest

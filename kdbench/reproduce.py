@@ -15,6 +15,9 @@ from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch.display import Bars, names_of
 from kdbench.results import record as records
 
+FLOAT32 = 2.0**-23
+"""The relative distance of neighbouring float32 numbers."""
+
 
 def reproduce(path: Path, runs: Path) -> dict[str, Any]:
     """Whether the run gives the same numbers again.
@@ -22,7 +25,8 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
     ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
     do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
     exists), so nothing is taken over from earlier runs or stages, and with the record's number of threads. Numbers are
-    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit.
+    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit. Only the scores
+    of records of schema version 1 are compared as the float32 means that they are.
     """
     if not path.is_file():
         raise UsageError(f"There is no record file '{path}'.")
@@ -64,11 +68,19 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _same(before: float, after: float | None, version: int) -> bool:
+    """Whether two scores are equal, to two steps of float32 where those were its sums and quotients."""
+    if version > 1 or after is None:
+        return before == after
+    return abs(before - after) <= 2 * FLOAT32 * max(abs(before), abs(after))
+
+
 def _numbers(old: records.Record, new: records.Record) -> list[str]:
     told = []
     for split in ("val", "test"):
         before, after = ({} if side.metrics is None else getattr(side.metrics, split) for side in (old, new))
-        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in before if before[k] != after.get(k)]
+        differing = (k for k in before if not _same(before[k], after.get(k), old.schema_version))
+        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
     if old.predictions != new.predictions:
         changed = sum(a != b for a, b in zip(old.predictions or "", new.predictions or "", strict=False))
         told.append(f"predictions: {changed} differ")

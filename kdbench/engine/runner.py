@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,11 +16,11 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from kdbench.catalog import family_module, method
+from kdbench.catalog import family_module, imported, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_started, processor_threads, rank
+from kdbench.engine.distributed import check_place, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -35,8 +33,6 @@ from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.provenance import Made, finished, stale
 from kdbench.results import record as records
 
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -77,7 +73,7 @@ class Outcome:
 def load_method(config: RunConfig) -> Method:
     """The method object of a run."""
     info = method(config.method, config.family, config.kind)
-    module = importlib.import_module(info.module)
+    module = imported(info.module)
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == info.module)
     found = next(kind for kind in own if issubclass(kind, Method))
     options = getattr(module, "Hyperparameters", info.hyperparameters)
@@ -99,10 +95,9 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
-    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder, reporter):
+    with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
         try:
             earlier = finished(root, config)
         except records.InvalidRecord as error:
@@ -110,36 +105,38 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
                 raise
             earlier = None
             reporter.note(f"{error.short} The run is done again.")
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 os.replace(folder / "record.json", folder / "stale.json")
         if earlier is not None:
             if keep_stale or not (why := stale(earlier, config, folder)):
                 return Outcome(earlier, folder, reused=True)
             reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 os.replace(folder / "record.json", folder / "stale.json")
         started = datetime.now(UTC)
         try:
+            check_place(config.trainer)
             with processor_threads(config.trainer.threads):
                 session = Session(config, root, folder, reporter)
                 fields = session.execute()
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
         except (DataError, UsageError):
-            _forget(folder)
+            if is_first(config.trainer.processes):
+                _forget(folder)
             raise
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
-def is_first() -> bool:
-    """Whether we are the only process of this run, or the first of several: the one that writes its record."""
-    return rank() == 0
+def is_first(processes: int) -> bool:
+    """Whether we are the only one or the first of the ``processes`` of a run: the one that writes its record."""
+    return rank(processes) == 0
 
 
 def stop() -> None:
@@ -149,6 +146,7 @@ def stop() -> None:
 
 def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
+    check_place(config.trainer.in_one_process())
     session = Session(config, root, run_folder(root, config), reporter)
     taught = session.method.teacher == "frozen"
     for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:
@@ -160,7 +158,7 @@ def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and those around it that are empty then."""
-    if rank() == 0 and {path.name for path in folder.iterdir()} <= {"lock", "made.json"}:
+    if {path.name for path in folder.iterdir()} <= {"lock", "made.json"}:
         for name in ("made.json", "lock"):
             (folder / name).unlink(missing_ok=True)
         for place in (folder, folder.parent, folder.parent.parent):
@@ -174,9 +172,6 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    if rank() > 0:
-        yield
-        return
     while (lock := _locked(folder, reporter)) is None:
         pass
     try:
@@ -245,7 +240,7 @@ class Session:
             self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return None
         module.student.load_state_dict(selection.weights)
         module.to(self.device).eval()
@@ -272,7 +267,7 @@ class Session:
     def begin(self, read: Mapping[Path, str]) -> None:
         """Say what the run is made of; a checkpoint of a run that was made of something else is not gone on with."""
         self.made = Made.of(self.config, read)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return
         last, before = self.folder / "last.ckpt", Made.load(self.folder)
         if last.exists() and before != self.made:
@@ -305,7 +300,7 @@ class Session:
         """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
         config, metric = self.config, self.config.metric
         epochs = self.method.epochs(config.trainer.max_epochs)
-        selection, curves = Selection(metric, last=self.task.selects == "last"), Curves()
+        module.headline, selection, curves = metric, self.task.selection(), Curves()
         if not epochs:
             selection.keep(module, 0, float("nan"))
             return selection, curves

@@ -24,6 +24,7 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
+from kdbench.metrics import named
 from kdbench.options import UNCHANGING
 
 
@@ -141,13 +142,21 @@ class Task(ABC):
 
     @torch.no_grad()
     def score(self, module: DistillationModule, split: str) -> dict[str, float]:
-        """The metrics of the module's network as it stands; the only place where the test loader is made."""
+        """The metrics of the module's network as it stands; the only place where the test loader is made.
+
+        Raises :class:`UndefinedMetricError` where the module's ``headline`` has no value.
+        """
         module.eval()
         data = self.data()
-        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
-        return module.results(split)
+        for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
+            module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
+        return module.scores(split)
+
+    def selection(self) -> Selection:
+        """Keeps the weights that are deployed: the best or the last by the card's metric."""
+        config = self.config
+        mode = named(config.family, config.kind, config.metric).mode
+        return Selection(config.metric, mode, last=self.selects == "last")
 
     def supervised(
         self,
@@ -169,7 +178,7 @@ class Task(ABC):
             with seeded(axis(seed, "student")):
                 module = self.module(network())
             module.attach(Method(None), {}, {})
-            selection = Selection(config.metric, last=self.selects == "last")
+            module.headline, selection = config.metric, self.selection()
             fit(module, data or self.data(), options, epochs, seed, folder, [selection])
             save_file(selection.weights, folder / "weights.safetensors")
             (folder / "last.ckpt").unlink(missing_ok=True)
@@ -177,7 +186,8 @@ class Task(ABC):
 
         trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
         told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
-        return Stage(name, {**told, "metric": config.metric}, run, (type(self).__module__,))
+        told |= {"metric": config.metric, "mode": self.selection().mode}
+        return Stage(name, told, run, (type(self).__module__,))
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

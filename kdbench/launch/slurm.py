@@ -91,7 +91,7 @@ class _Runs(_Task):
         from kdbench.engine import runner
 
         job, run = JobEnvironment().job_id, Run(**work)
-        if runner.is_first():
+        if runner.is_first(run.nodes * run.processes):
             journalled(run, self.root, Journal(state_path(self.folder, run.hash), Job(job, "").log, job))
         else:
             execute(run, self.root, runner.Silent())

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -39,7 +38,6 @@ ADDED = {"code": 2}
 """Fields that older schemas lack, with the version that brought them."""
 CONFIG_KEYS = ("task", "scale", "method", "control", "seed", "data", "student", "teacher", "optimizer", "trainer")
 ARM_KEYS = frozenset({"method", "control", "seed", "teacher"})
-SHARES = frozenset({"accuracy", "macro_f1", "dice", "auc"})
 
 Confusion = list[list[Annotated[int, Field(ge=0)]]]
 
@@ -100,12 +98,6 @@ def _plain(config: object) -> object:
     return config
 
 
-def _shares(metrics: dict[str, float]) -> dict[str, float]:
-    outside = ((name, value) for name, value in metrics.items() if name in SHARES and not 0 <= value <= 1)
-    _reject(((name,), f"{value:g} is not within 0 and 1") for name, value in outside)
-    return metrics
-
-
 def _time(value: object) -> object:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
@@ -121,7 +113,7 @@ def _number_or_text(value: object, check: ValidatorFunctionWrapHandler) -> float
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-Scores = Annotated[dict[str, float], AfterValidator(_shares)]
+Scores = dict[str, float]
 Predictions = Annotated[str, Field(pattern=r"^[0-9a-z]*$", max_length=10_000)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Term = Annotated[float | str, WrapValidator(_number_or_text)]
@@ -179,7 +171,7 @@ class Data(_Part):
 
 
 class Metrics(_Part):
-    """Scores by split and name; accuracy, macro_f1, dice and auc are shares in [0, 1]."""
+    """Scores by split and name, in the ranges that the family declares."""
 
     val: Scores = Field(description="validation scores")
     test: Scores = Field(description="test scores")

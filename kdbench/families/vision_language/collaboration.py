@@ -174,7 +174,7 @@ def specialise(task: PairedTask, plan: Plan, networks: Path, folder: Path) -> di
     """Stage 2: the masks of the epoch with the smallest summed validation divergence (``weights.safetensors``)."""
     trained = load_networks(task, networks)
     module = Specialisation(fresh_masks(task, plan, trained), trained, task.config, task.pairs, plan)
-    selection = Selection("kl", mode="min")
+    module.headline, selection = "kl", Selection("kl", mode="min")
     _fit(task, module, plan.epochs[1], folder, [selection])
     save_file(selection.weights, folder / "weights.safetensors")
     return {"epoch": selection.epoch, "val/kl": selection.value}

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
-from kdbench.engine.classification import Classification, RowLoaders, encode
-from kdbench.engine.classification import metrics as metrics_of
+from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -148,10 +147,8 @@ class PairedTask(Task):
         """``metrics`` of val and test, and test ``predictions``, of a teacher's logits for all pairs ``[n, C]``."""
         predicted, metrics = logits.argmax(dim=-1), {}
         for split in ("val", "test"):
-            ids, score = self.pairs.ids(split), metrics_of(self.pairs.classes)
-            score.update(predicted[ids], self.pairs.y[ids])
-            values = score.compute()
-            metrics[split] = {name: float(values[name]) for name in ("accuracy", "macro_f1")}
+            ids = self.pairs.ids(split)
+            metrics[split] = scores_of(predicted[ids], self.pairs.y[ids], self.pairs.classes)
         return {"metrics": metrics, "predictions": encode(predicted[self.pairs.ids("test")])}
 
     def teacher_facts(self) -> dict[str, Any]:
