@@ -139,6 +139,7 @@ def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: st
         ("# a\nruns: {}", "2: 'runs' is a list of lines"),
         ("runs: [1]", "1: 'runs' is a list of lines"),
         ("runs: ['task=gnn method=alone']\nslurm: {tme: 3}", "2: Unknown option 'tme'. Did you mean 'time'"),
+        ("runs: ['task=gnn method=alone']\nlocal: {threads: 3}", "2: local.threads is no option"),
         ("runs: ['task=gnn method=alone']\nslurm:\n  gpus: 1\n  time: x", "4: slurm.time=x: should be a time"),
         ("runs: ['task=gnn method=alone']\nslurm: 3", "2: 'slurm' should be a mapping"),
         ("runs:\n- task=gnn method=alone\n- task=gnn method='alone", "3: Cannot read the line"),
@@ -150,7 +151,7 @@ def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: st
         ("[1]", "1: this should be a mapping"),
         ("", "1: this should be a mapping"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_faulty_file_is_named_with_its_line(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "faulty.yaml"
