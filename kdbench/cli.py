@@ -49,7 +49,12 @@ def main(debug: bool) -> None:
 @click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
 @stale_option
-@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as processor cores by default.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    envvar="KDBENCH_WORKERS",
+    help="Runs at a time; as many as processor cores by default ($KDBENCH_WORKERS).",
+)
 def run(
     overrides: tuple[str, ...],
     runs: Path,

@@ -231,7 +231,7 @@ def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
         if not isinstance(options, dict):
             raise CardError(f"{path}:{lines[launcher]}: '{launcher}' should be a mapping of options to values.")
         with _named(path, lines):
-            build(OPTIONS[launcher], options, launcher)
+            _built(launcher, options)
         told |= {f"{launcher}.{key}": value for key, value in options.items()}
     configs: list[RunConfig] = []
     for place, line in enumerate(asked):
@@ -265,8 +265,6 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
     name = str(told.get("name", digest(sorted(runs))[:12]))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"name={shown(name)}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
-    if "local.threads" in told:
-        raise UsageError("local.threads is no option: a run computes with trainer.threads threads, 1 by default.")
     profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
     own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
     slurm: Slurm = build(Slurm, {**profile, **own["slurm"]}, "slurm")
@@ -275,7 +273,15 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
             f"slurm.time={slurm.time} (minutes) is not above slurm.signal={slurm.signal} (seconds): a run would be "
             "told to stop as it begins."
         )
-    return Sweep(name, root, runs, launcher, build(Local, own["local"], "local"), slurm)
+    return Sweep(name, root, runs, launcher, _built("local", own["local"]), slurm)
+
+
+def _built(launcher: str, options: Mapping[str, Any]) -> Any:
+    """The options of a launcher, checked."""
+    if launcher == "local" and "threads" in options:
+        told = "local.threads is no option: a run computes with trainer.threads threads, 1 by default."
+        raise OptionError("local.threads", told)
+    return build(OPTIONS[launcher], options, launcher)
 
 
 def _profile(path: Path) -> dict[str, Any]:
