@@ -239,9 +239,8 @@ def _read_dgcnn(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     def check(wrong: np.ndarray) -> None:
         if wrong.any():
             at = int(wrong.argmax())
-            raise DataError(
-                f"{path}:{at + 1}: '{lines[at]}' does not fit a set of {lines[0]} graphs in DGCNN's format."
-            )
+            text = f"{lines[at][:60]!r}"
+            raise DataError(f"{path}:{at + 1}: {text} does not fit a set of {first[0]} graphs in DGCNN's format.")
 
     lengths = np.array([len(line) for line in words])
     starts = np.cumsum(lengths) - lengths
