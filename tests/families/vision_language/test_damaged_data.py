@@ -88,6 +88,11 @@ def test_too_few_generated_pairs_for_their_classes() -> None:
         pairs.load("paired_views", PairData(pairs=10, classes=36), 0)
 
 
+def test_infinite_noise_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"paired_views with data\.noise=inf, row 0: .* is not a finite number"):
+        pairs.load("paired_views", PairData(noise=(1.0, float("inf"))), 0)
+
+
 def test_clips_with_a_hole_are_refused() -> None:
     clips = RNG.normal(size=(20, 2, 3, 4, 5)).astype("f2")
     clips[17, 1, 2, 3, 4] = np.nan  # of no training row
