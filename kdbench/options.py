@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from kdbench.errors import UsageError, unknown
 from kdbench.overrides import word
@@ -41,9 +41,9 @@ class Trainer:
     """Epochs of the student's training."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
-    devices: Annotated[int, Gt(0)] = 1
+    devices: Annotated[int, Gt(0), Le(256)] = 1
     """Processes (and GPUs) per node."""
-    num_nodes: Annotated[int, Gt(0)] = 1
+    num_nodes: Annotated[int, Gt(0), Le(1000)] = 1
     """Nodes."""
     strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
     """Lightning strategy."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from kdbench import describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
-from kdbench.board.model import Task, installed_card, installed_method
+from kdbench.board.model import Task, installed_card
 from kdbench.board.task_page import put
 from kdbench.cards import read_card, task_paths
-from kdbench.catalog import methods
+from kdbench.catalog import installed_method, methods
 from kdbench.results.compare import Comparison, Row
 
 
