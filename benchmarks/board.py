@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench import hashing
+from kdbench import hashing, metrics
 from kdbench.axes import axis
 from kdbench.board.workers import processors, spread
-from kdbench.results import checks, record
+from kdbench.results import record
 
 TASKS, FAMILIES, CLASSES, TEST, EPOCHS = 50, 5, 10, 200, 20
 METHODS = ("alone", "kd", "attention", "contrast", "hints", "mixture", "relations", "selfkd", "trees")
@@ -172,7 +172,7 @@ def confusion(truth: Sequence[int], predicted: str) -> list[list[int]]:
 
 def measured(truth: Sequence[int], predicted: str) -> dict[str, float]:
     """Accuracy and macro F1."""
-    return checks.scores(confusion(truth, predicted))
+    return metrics.scores(confusion(truth, predicted))
 
 
 def generate(count: int, folder: Path) -> int:

@@ -12,8 +12,11 @@ from typing import Any
 from kdbench.catalog import PACKAGE, families, family_module, folder_of, points, told
 from kdbench.datasets import datasets
 from kdbench.errors import CardError, UsageError, unknown
-from kdbench.marked_yaml import read_yaml
+from kdbench.found import Found
+from kdbench.marked_yaml import line_of, read_yaml
+from kdbench.metrics import named
 from kdbench.options import Optimizer, OptionError, Trainer, build, check_sections, merge
+from kdbench.written import as_text
 
 SCALES = ("tiny", "small", "full")
 
@@ -61,31 +64,48 @@ class Card:
         return next(scale for scale in SCALES if scale in self.scales)
 
 
-def _task_folders() -> Iterator[Path]:
+@functools.cache
+def task_paths() -> Found[str, Path]:
+    """Task name -> card. A card's place is its name: ``tasks/gnn/cora.yaml`` is ``gnn/cora``.
+
+    A name that two cards have is neither's.
+    """
+    found: Found[str, Path] = Found()
+    for folder in _task_folders(found):
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            with found.reading(name):
+                found.check(name)
+                if found.setdefault(name, path) != path:
+                    raise CardError(f"{path}:1: there is a task '{name}' already, {found.pop(name)}.")
+    return found
+
+
+def _task_folders(found: Found[str, Path]) -> Iterator[Path]:
     inside = PACKAGE / "_tasks"
     yield inside if inside.is_dir() else PACKAGE.parent / "tasks"
     for point in points("kdbench.tasks"):
-        yield folder_of(point.value, told(point))
-
-
-@functools.cache
-def task_paths() -> dict[str, Path]:
-    """Task name -> card. A card's place is its name: ``tasks/gnn/cora.yaml`` is ``gnn/cora``."""
-    found: dict[str, Path] = {}
-    for folder in _task_folders():
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if found.setdefault(name, path) != path:
-                raise CardError(f"{path}:1: there is a task '{name}' already, {found[name]}.")
-    return found
+        with found.reading(told(point)):
+            yield folder_of(point.value, told(point))
 
 
 @functools.cache
 def card(name: str) -> Card:
     """The card of a task. Raises :class:`UsageError` for an unknown name, :class:`CardError` for a faulty card."""
+    task_paths().check(name)
     if name not in task_paths():
         raise unknown("task", name, task_paths())
     return read_card(task_paths()[name], name)
+
+
+@functools.cache
+def listed() -> Found[str, Card]:
+    """Every card that can be read, its options unchecked."""
+    found: Found[str, Card] = Found()
+    for name, path in task_paths().items():
+        with found.reading(name):
+            found[name] = read_card(path, name, options=False)
+    return found
 
 
 TEXTS = ("title", "family", "kind", "dataset", "metric")
@@ -94,29 +114,33 @@ TEXTS = ("title", "family", "kind", "dataset", "metric")
 def read_card(path: Path, name: str, options: bool = True) -> Card:
     """Parse and check one card; errors name the file, the line and the field.
 
-    Without ``options`` neither they nor the reported numbers are checked, which is quicker: enough for a list.
+    Without ``options`` neither they nor the reported numbers nor whether the data suit are checked, which is quicker:
+    enough for a list.
     """
     content, lines = read_yaml(path)
 
     def fail(field: str, message: str) -> CardError:
-        return CardError(f"{path}:{_line(lines, field)}: {message}")
+        return CardError(f"{path}:{line_of(lines, field)}: {message}")
 
     if not isinstance(content, dict):
         raise fail("", "a card is a mapping of fields.")
     known = {entry.name for entry in fields(Card)} - {"name", "path", "own_datasets"}
-    for key in map(str, content):
+    for key in content:
         if key not in known:
             raise fail(key, str(unknown("field", key, known)))
+    texts: dict[str, str] = {}
     for key in TEXTS:
-        if not isinstance(content.get(key), str):
+        text = as_text(content.get(key))
+        if text is None:
             raise fail(key, f"field '{key}' must be text." if key in content else f"field '{key}' is missing.")
-    for key, valid in (("family", families()), ("dataset", datasets())):
-        if content[key] not in valid:
-            raise fail(key, str(unknown(key, content[key], valid)))
+        texts[key] = text
+    if texts["family"] not in families():
+        families().check(texts["family"])
+        raise fail("family", str(unknown("family", texts["family"], families())))
     scales = content.get("scales")
     if not isinstance(scales, dict) or not scales:
         raise fail("scales", "field 'scales' is missing or empty: give at least one of tiny, small, full.")
-    for scale in map(str, scales):
+    for scale in scales:
         if scale not in SCALES:
             raise fail(f"scales.{scale}", str(unknown("scale", scale, SCALES)))
     own = {
@@ -124,13 +148,10 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         for scale, part in scales.items()
         if isinstance(part, dict) and "dataset" in part
     }
-    for scale, wanted in own.items():
-        if wanted not in datasets():
-            raise fail(f"scales.{scale}.dataset", str(unknown("dataset", wanted, datasets())))
     result = Card(
         name=name,
         path=path,
-        **{key: content[key] for key in TEXTS},
+        **texts,
         defaults=content.get("defaults") or {},
         scales={scale: sections or {} for scale, sections in scales.items()},
         reported=_reported(content.get("reported") or [], fail) if options else (),
@@ -160,10 +181,15 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
             yield
         except UsageError as error:
             field = f"{place}.{error.field}" if isinstance(error, OptionError) and error.field else place
-            raise fail(field, f"{field}: {error}") from None
+            raise error if isinstance(error, CardError) else fail(field, f"{field}: {error}") from None
 
     with reading("kind"):
         types = section_types(card)
+    with reading("metric"):
+        named(card.family, card.kind, card.metric)
+    for place, name in (("dataset", card.dataset), *((f"scales.{s}.dataset", d) for s, d in card.own_datasets.items())):
+        with reading(place):
+            _check_data(card, name)
     for place, sections in (("defaults", card.defaults), *((f"scales.{s}", c) for s, c in card.scales.items())):
         with reading(place):
             check_sections(types, sections)
@@ -174,16 +200,20 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
                 build(options, merged.get(section, {}), section)
 
 
-def _line(lines: dict[str, int], field: str) -> int:
-    """The line of a field, or of the nearest field around it."""
-    while field and field not in lines:
-        field = field.rpartition(".")[0]
-    return lines.get(field, 1)
+def _check_data(card: Card, name: str) -> None:
+    """Raise :class:`UsageError` for a data set that tasks of this family and kind do not read."""
+    datasets().check(card.family)
+    suited = [one.name for one in datasets().values() if one.family == card.family and one.kind in ("", card.kind)]
+    if name not in suited:
+        other = datasets().get(name)
+        note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else ""
+        raise unknown("dataset", name, suited, note)
 
 
 def section_types(task: Card) -> dict[str, type]:
     """The option dataclass of each section for this task's kind, from the family's ``options`` module."""
-    offered = family_module(task.family, "options").KINDS
+    module = family_module(task.family, "options")
+    offered = getattr(module, "KINDS", {})
     if task.kind not in offered:
         raise unknown(f"kind of {task.family} task", task.kind, offered)
     return {**offered[task.kind], "optimizer": Optimizer, "trainer": Trainer}

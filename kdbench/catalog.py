@@ -6,6 +6,8 @@ that listing, showing and checking need. Other packages add families, methods an
 - ``kdbench.families``: ``NAME = package`` with ``options.py``, ``datasets.yaml``, a module per kind, method files;
 - ``kdbench.methods``: ``FAMILY.METHOD = module`` (``METHOD = module`` for every family), one method file;
 - ``kdbench.tasks``: ``ANY = package`` whose folder holds cards.
+
+What cannot be read is told on stderr and left out; its error is raised to whoever asks for it by name.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ import ast
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdbench.errors import CardError, MissingExtraError, unknown
+from kdbench.errors import CardError, KdbenchError, MissingExtraError, shown, unknown
+from kdbench.found import Found
 
 PACKAGE = Path(__file__).parent
 ROLES = ("method", "control", "bound")
@@ -85,6 +90,12 @@ class MethodInfo:
     role: str
     """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
 
+    @property
+    def serving(self) -> str:
+        """The tasks that it runs on, in words."""
+        kinds = " or ".join(kind.replace("_", " ") for kind in self.kinds)
+        return f"{self.family or 'any family'} {kinds}".strip()
+
     def serves(self, family: str, kind: str) -> bool:
         """Whether the method runs on tasks of this family and kind."""
         return self.family in (None, family) and (not self.kinds or kind in self.kinds)
@@ -102,20 +113,42 @@ def points(group: str) -> Iterable[EntryPoint]:
 
 
 @functools.cache
-def families() -> dict[str, str]:
+def families() -> Found[str, str]:
     """Family name -> package: the folders of ``kdbench/families`` and the ``kdbench.families`` entry points."""
-    found = {p.parent.name: f"kdbench.families.{p.parent.name}" for p in (PACKAGE / "families").glob("*/__init__.py")}
+    found: Found[str, str] = Found()
+    for path in (PACKAGE / "families").glob("*/__init__.py"):
+        found[path.parent.name] = f"kdbench.families.{path.parent.name}"
     for point in points("kdbench.families"):
-        if found.setdefault(point.name, point.value) != point.value:
-            raise CardError(f"{told(point)}: there is a family of that name already, {found[point.name]}.")
+        with found.reading(point.name):
+            folder_of(point.value, told(point))
+            if found.setdefault(point.name, point.value) != point.value:
+                raise CardError(f"{told(point)}: there is a family of that name already, {found[point.name]}.")
     return found
 
 
 def family_module(family: str, module: str = "") -> ModuleType:
     """Import a family's package, or one of its modules."""
     if family not in families():
+        families().check(family)
         raise unknown("family", family, families())
-    return importlib.import_module(families()[family] + (f".{module}" if module else ""))
+    return imported(families()[family] + (f".{module}" if module else ""))
+
+
+def imported(module: str) -> ModuleType:
+    """A module of a family. Raises :class:`CardError` with file and line for one whose code does not run."""
+    try:
+        return importlib.import_module(module)
+    except KdbenchError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        raise CardError(f"{place[0]}:{place[1]}: importing '{module}' failed: {told_kind(error)}.") from error
+
+
+def told_kind(error: Exception) -> str:
+    """An error of other code in words, with its kind."""
+    return shown(f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}")
 
 
 def extra_of(family: str) -> str:
@@ -133,17 +166,22 @@ def require_extra(family: str) -> None:
 
 
 @functools.cache
+def found_methods() -> Found[tuple[str | None, str], MethodInfo]:
+    """What every method file says, by family (None for every family) and name; a name that two have is neither's."""
+    found: Found[tuple[str | None, str], MethodInfo] = Found()
+    for family, name, read in _method_sources():
+        with found.reading((family, name)):
+            found.check((family, name))
+            info = read()
+            if info is not None and found.setdefault((family, name), info) is not info:
+                earlier, who = found.pop((family, name)), family or "every family"
+                raise CardError(f"{info.path}:1: method '{name}' of {who} is also defined in {earlier.path}.")
+    return found
+
+
 def methods() -> tuple[MethodInfo, ...]:
-    """What every method file says. Raises :class:`CardError` for a file that does not parse."""
-    read = (read_method(path, family, module) for family, module, path in _method_files())
-    found = [info for info in read if info is not None]
-    places: dict[tuple[str | None, str], MethodInfo] = {}
-    for info in found:
-        earlier = places.setdefault((info.family, info.name), info)
-        if earlier is not info:
-            who = info.family or "every family"
-            raise CardError(f"{info.path}:1: method '{info.name}' of {who} is also defined in {earlier.path}.")
-    return tuple(found)
+    """What every method file says that can be read."""
+    return tuple(found_methods().values())
 
 
 def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
@@ -151,11 +189,19 @@ def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
     return {info.name: info for info in methods() if info.serves(family, kind)}
 
 
+def offers(name: str, family: str, kind: str) -> bool:
+    """Whether this family and kind of task has a method. Raises :class:`CardError` when its file cannot be read."""
+    found_methods().check((family, name), (None, name))
+    return name in offered_methods(family, kind)
+
+
 def method(name: str, family: str, kind: str) -> MethodInfo:
     """The method of that name for this family and kind of task."""
     offered = offered_methods(family, kind)
-    if name not in offered:
-        raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered)
+    if not offers(name, family, kind):
+        others = " and ".join(sorted({info.serving for info in methods() if info.name == name}))
+        note = f"It is a method for {others}." if others else ""
+        raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered, note)
     return offered[name]
 
 
@@ -165,20 +211,29 @@ def installed_method(family: str, name: str) -> MethodInfo | None:
     return found.get(family, found.get(None))
 
 
-def _method_files() -> Iterator[tuple[str | None, str, Path]]:
+def _method_sources() -> Iterator[tuple[str | None, str, Callable[[], MethodInfo | None]]]:
+    """Family, name and reader of every method there may be."""
     for path in sorted((PACKAGE / "families").glob("*.py")):
-        yield None, f"kdbench.families.{path.stem}", path
+        yield None, path.stem, partial(read_method, path, None, f"kdbench.families.{path.stem}")
     for family, package in families().items():
         for path in sorted(folder_of(package).glob("*.py")):
-            yield family, f"{package}.{path.stem}", path
+            yield family, path.stem, partial(read_method, path, family, f"{package}.{path.stem}")
     for point in points("kdbench.methods"):
-        path = Path(str(_spec(point.value, told(point)).origin))
         family, _, name = point.name.rpartition(".")
-        if name != path.stem:
-            raise CardError(f"{told(point)}: a method has the name of its file, '{path.stem}'.")
-        if family and family not in families():
-            raise CardError(f"{told(point)}: {unknown('family', family, families())}")
-        yield family or None, point.value, path
+        yield family or None, name, partial(_read_point, point)
+
+
+def _read_point(point: EntryPoint) -> MethodInfo | None:
+    family, _, name = point.name.rpartition(".")
+    path = Path(str(_spec(point.value, told(point)).origin))
+    if name != path.stem:
+        raise CardError(f"{told(point)}: a method has the name of its file, '{path.stem}'.")
+    if family and family not in families():
+        raise CardError(f"{told(point)}: {unknown('family', family, families())}")
+    info = read_method(path, family or None, point.value)
+    if info is None:
+        raise CardError(f"{told(point)}: {path} defines no subclass of Method.")
+    return info
 
 
 def told(point: EntryPoint) -> str:
@@ -191,6 +246,8 @@ def _spec(module: str, who: str) -> ModuleSpec:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         spec = None
+    except Exception as error:  # what the packages around it do while they are imported
+        raise CardError(f"{who}: importing what is around '{module}' failed: {told_kind(error)}.") from error
     if spec is None:
         raise CardError(f"{who}: there is no module '{module}'.")
     return spec
@@ -207,9 +264,11 @@ def folder_of(package: str, who: str = "kdbench") -> Path:
 def read_method(path: Path, family: str | None, module: str) -> MethodInfo | None:
     """Read a method file; None when it defines no subclass of ``Method``. Errors name the file and the line."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        tree = ast.parse(path.read_bytes(), str(path))
     except SyntaxError as error:
-        raise CardError(f"{path}:{error.lineno}: {error.msg}.") from None
+        raise CardError(f"{path}:{error.lineno or 1}: {error.msg}.") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise CardError(f"{path}:1: it cannot be read: {told_kind(error)}.") from None
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     own = [node for node in classes if any(ast.unparse(base).split(".")[-1] == "Method" for base in node.bases)]
     if not own:
@@ -220,6 +279,12 @@ def read_method(path: Path, family: str | None, module: str) -> MethodInfo | Non
     missing = {"title", "paper", "teacher"} - attributes.keys()
     if missing:
         raise CardError(f"{where} lacks {', '.join(sorted(missing))}.")
+    for name in ("title", "paper", "teacher"):
+        if not isinstance(attributes[name], str):
+            raise CardError(f"{where}: '{name}' is text.")
+    kinds = attributes.get("kinds", ())
+    if not isinstance(kinds, tuple | list) or not all(isinstance(kind, str) for kind in kinds):
+        raise CardError(f"{where}: 'kinds' is a tuple of names, such as ('node_classification',).")
     if attributes["teacher"] not in LIFETIMES:
         raise CardError(f"{where}: {unknown('teacher', str(attributes['teacher']), LIFETIMES)}")
     role = attributes.get("role", "method")
@@ -237,7 +302,7 @@ def read_method(path: Path, family: str | None, module: str) -> MethodInfo | Non
         title=attributes["title"],
         paper=attributes["paper"],
         teacher=attributes["teacher"],
-        kinds=tuple(attributes.get("kinds", ())),
+        kinds=tuple(kinds),
         role=role,
     )
 
@@ -256,7 +321,7 @@ def _execute(tree: ast.Module, options: ast.ClassDef, path: Path) -> type:
     space: dict[str, Any] = {"__name__": __name__}
     try:
         exec(compile(ast.Module([*imports, options], []), str(path), "exec", dont_inherit=True), space)
-    except (NameError, TypeError, ValueError) as error:
+    except Exception as error:
         raise CardError(
             f"{path}:{options.lineno}: {options.name}: {error}. It stands alone: names from "
             f"{', '.join(sorted(_PLAIN_MODULES))} (by 'from … import …') and built-in ones are all it may use."
@@ -277,7 +342,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
             if isinstance(target, ast.Name):
                 try:
                     found[target.id] = ast.literal_eval(item.value)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue
     return found
 

@@ -27,6 +27,7 @@ from kdbench.cli_options import (
     say,
     say_left_out,
     say_problems,
+    stale_option,
     yes_option,
 )
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
@@ -52,10 +53,22 @@ def main(debug: bool) -> None:
 @json_option
 @click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
-def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: bool, dry_run: bool) -> None:
+@stale_option
+@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as processor cores by default.")
+def run(
+    overrides: tuple[str, ...],
+    runs: Path,
+    as_json: bool,
+    no_baselines: bool,
+    dry_run: bool,
+    keep_stale: bool,
+    workers: int | None,
+) -> None:
     """Run methods on a task, with the baselines of the same seeds, and print the table.
 
     Any key takes several values; runs that are done are skipped, a killed run goes on from its last checkpoint.
+    Runs on processors are done side by side in processes of their own, one thread each (trainer.threads); runs on a
+    GPU or of several processes are done one after another.
 
     \b
     kdbench run task=gnn method=lingugkd
@@ -63,7 +76,7 @@ def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: boo
     kdbench run task=gnn/cora_text method=lingugkd control=none,shuffled_teacher seed=0..9
     kdbench run task=gnn method=lingugkd method.temperature=0.1 trainer.max_epochs=50
     """
-    from kdbench.config import expand
+    from kdbench.config import expand, run_folder
     from kdbench.launch import local
 
     asked = expand(overrides)
@@ -74,12 +87,13 @@ def run(overrides: tuple[str, ...], runs: Path, as_json: bool, no_baselines: boo
     note = local.scale_note(asked, overrides)
     if note and not as_json:
         click.echo(note, err=True)
-    report = local.launch(configs, runs)
-    if report.outcomes or report.failures:  # neither: we are not the first of several processes
-        print_tables([o.record for o in report.outcomes], as_json, folders=[o.folder for o in report.outcomes])
+    report = local.launch(configs, runs, workers, keep_stale)
+    if report.records or report.failures:  # neither: we are not the first of several processes
+        folders = [run_folder(runs, config) for config in configs if config.hash in report.records]
+        print_tables(list(report.records.values()), as_json, folders)
     if report.failures:
         listed = "\n  ".join([f"{len(report.failures)} of {len(configs)} runs failed:", *report.told])
-        errors = [error for _, error in report.failures]
+        errors = [error for _, error in report.failures.values()]
         kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
         raise kind(listed) from ExceptionGroup("failed runs", errors)
 

@@ -43,6 +43,10 @@ runs_option = click.option(
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before what a record brings is used.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
+stale_option = click.option(
+    "--keep-stale", is_flag=True, help="Keep finished runs that other code, data or teacher files made."
+)
+
 
 def print_json(value: Any) -> None:
     """Print JSON for machines."""

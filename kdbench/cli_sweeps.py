@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli_options import json_option, print_json, print_runs, print_tables, runs_option
-from kdbench.errors import KdbenchError, UsageError
+from kdbench.cli_options import json_option, print_json, print_runs, print_tables, runs_option, stale_option
+from kdbench.errors import DamagedError, KdbenchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from kdbench.launch.endings import Ending
     from kdbench.launch.status import RunStatus
     from kdbench.launch.sweep import Run, Sweep
 
@@ -27,8 +29,19 @@ name_argument = click.argument("name", metavar="SWEEP")
 @json_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and start none.")
 @click.option("--wait", is_flag=True, help="With launcher=slurm: stay until all runs ended, then print the tables.")
+@click.option("--extend", is_flag=True, help="Add the runs to those that the sweep of this name has already.")
+@stale_option
 @click.option("--part", metavar="I/N", help="Do every N-th run from the I-th on (from 0): arrays submitted by hand.")
-def sweep(words: tuple[str, ...], runs: Path, as_json: bool, dry_run: bool, wait: bool, part: str | None) -> None:
+def sweep(
+    words: tuple[str, ...],
+    runs: Path,
+    as_json: bool,
+    dry_run: bool,
+    wait: bool,
+    extend: bool,
+    keep_stale: bool,
+    part: str | None,
+) -> None:
     """Do many runs: every combination of the values, or the lines of a sweep file.
 
     Runs that are done are not started again; those that were killed go on from their last checkpoint. The exit code is
@@ -47,7 +60,10 @@ def sweep(words: tuple[str, ...], runs: Path, as_json: bool, dry_run: bool, wait
     if dry_run:
         print_runs(chosen, as_json)
         return
-    _start(asked, chosen, as_json, wait)
+    whole = sweeps.extended(asked, extend)
+    if more := len(whole.runs) - len(asked.runs):
+        _say(f"Sweep '{asked.name}': {more} runs that it had already stay in its list.")
+    _start(whole, chosen, as_json, wait, keep_stale)
 
 
 def _part(runs: list[Run], part: str | None) -> list[Run]:
@@ -59,18 +75,26 @@ def _part(runs: list[Run], part: str | None) -> list[Run]:
     return runs[int(first) :: int(count)]
 
 
-def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool) -> None:
+def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_stale: bool) -> None:
     """Start what is neither done nor at work, and end with the tables unless the cluster goes on by itself."""
+    from kdbench.config import run_folder
     from kdbench.launch import slurm
     from kdbench.launch.local import ready
-    from kdbench.launch.status import statuses
+    from kdbench.launch.status import outdated, statuses
 
     on_cluster = asked.launcher == "slurm"
     if on_cluster:
         slurm.require()
+        slurm.check(asked.slurm, chosen)
     ready(asked.root)
     asked.save()
     known = {told.hash: told for told in statuses(asked)}
+    for run in chosen if not keep_stale else ():
+        if known[run.hash].phase == "done" and (why := outdated(asked.root, run)):
+            _say(f"{why} The run is done again.")
+            record = run_folder(asked.root, run) / "record.json"
+            record.replace(record.with_name("stale.json"))
+            known[run.hash] = replace(known[run.hash], phase="lost")
     left = [r for r in chosen if known[r.hash].phase != "done" and not (on_cluster and known[r.hash].active)]
     _say(f"Sweep '{asked.name}': {len(chosen)} runs, {len(left)} to do.")
     if not on_cluster:
@@ -93,18 +117,15 @@ def _say(line: str) -> None:
 
 def _pool(asked: Sweep, left: Sequence[Run]) -> None:
     from kdbench.launch import pool
-    from kdbench.launch.local import progress_bars
+    from kdbench.launch.display import Bars
     from kdbench.launch.sweep import labels
 
-    named = labels(asked.runs.values())
-    with progress_bars() as bars:
-        total = bars.add_task("runs", total=len(left), told="")
+    with pool.announced(asked.folder), Bars(labels(asked.runs.values()), len(left), asked.local.workers) as bars:
 
-        def ended(run: Run, reason: str | None) -> None:
-            bars.advance(total)
-            bars.console.print(f"{named[run.hash]}: {f'FAILED: {reason}' if reason else 'done'}", soft_wrap=True)
+        def ended(run: Run, ending: Ending, worker: int) -> None:
+            bars.end(run, f"FAILED: {ending.reason}" if ending.reason is not None else "done", worker)
 
-        pool.launch(asked, left, ended)
+        pool.launch(asked.root, left, asked.local, bars, ended, asked.folder)
 
 
 def _watch(asked: Sweep) -> None:
@@ -135,15 +156,24 @@ def _finish(asked: Sweep, chosen: Sequence[Run], as_json: bool) -> None:
     from kdbench.config import run_folder
     from kdbench.launch.states import record_of
     from kdbench.launch.status import statuses
+    from kdbench.results.record import InvalidRecord, Record
 
     wanted = {run.hash for run in chosen}
     found = [told for told in statuses(asked) if told.hash in wanted]
-    done = [asked.runs[told.hash] for told in found if told.phase == "done"]
-    records = [record for run in done if (record := record_of(asked.root, run))]
-    print_tables(records, as_json, [run_folder(asked.root, run) for run in done])
-    missing = [told for told in found if told.phase != "done"]
+    records, missing = dict[str, Record](), dict[str, str]()
+    for one in found:
+        try:
+            record = record_of(asked.root, asked.runs[one.hash]) if one.phase == "done" else None
+        except InvalidRecord as error:
+            missing[one.command] = f"lost: {error.short}"
+        else:
+            if record is None:
+                missing[one.command] = f"{one.phase}: {one.detail}"
+            else:
+                records[one.hash] = record
+    print_tables(list(records.values()), as_json, [run_folder(asked.root, asked.runs[key]) for key in records])
     if missing:
-        listed = [f"{one.command.removeprefix('kdbench run ')}: {one.phase}: {one.detail}" for one in missing]
+        listed = [f"{command.removeprefix('kdbench run ')}: {why}" for command, why in missing.items()]
         raise KdbenchError("\n  ".join([f"{len(missing)} of {len(found)} runs have no result:", *listed]))
 
 
@@ -167,13 +197,13 @@ def status(name: str | None, runs: Path, as_json: bool, watch: bool, every: bool
     from kdbench.launch.status import counts, statuses
 
     if name is None:
-        found = {one: counts(statuses(sweeps.load(one, runs))) for one in sweeps.names(runs)}
+        found = {one.name: counts(statuses(one)) for one in _all(runs)}
         if as_json:
             print_json(found)
             return
         for one, numbers in found.items():
             click.echo(f"{one}: {_told(numbers)}")
-        if not found:
+        if not sweeps.names(runs):
             click.echo(f"No sweep under {runs}.")
         return
     asked = sweeps.load(name, runs)
@@ -187,6 +217,17 @@ def status(name: str | None, runs: Path, as_json: bool, watch: bool, every: bool
 
         here = Console()
         Console(width=None if here.is_terminal else 140).print(_shown(asked, told, every))
+
+
+def _all(runs: Path) -> Iterator[Sweep]:
+    """Every sweep that can be read; the others are named."""
+    from kdbench.launch import sweep as sweeps
+
+    for name in sweeps.names(runs):
+        try:
+            yield sweeps.load(name, runs)
+        except DamagedError as error:
+            _say(f"{name}: {error} 'kdbench sweep' with its words writes it anew.")
 
 
 def _told(numbers: dict[str, int]) -> str:
@@ -229,7 +270,7 @@ def retry(name: str, runs: Path, as_json: bool, wait: bool) -> None:
     if not again:
         click.echo(f"No run of '{name}' failed or was lost.")
         return
-    _start(asked, again, as_json, wait)
+    _start(asked, again, as_json, wait, keep_stale=True)
 
 
 @click.command()
@@ -268,11 +309,16 @@ def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
     from kdbench.launch import sweep as sweeps
     from kdbench.launch.states import record_of
     from kdbench.results import store
+    from kdbench.results.record import InvalidRecord
 
     asked = sweeps.load(name, runs)
     written = []
     for run in asked.runs.values():
-        record = record_of(asked.root, run)
+        try:
+            record = record_of(asked.root, run)
+        except InvalidRecord as error:
+            _say(f"Left out: {error.short}")
+            continue
         if record is not None and record.status == "done":
             path = output / run.task / run.method / f"{run.hash[:16]}.json"
             store.write(record, path)
@@ -296,7 +342,7 @@ def logs(run: str, runs: Path, name: str | None) -> None:
     from kdbench.launch import sweep as sweeps
     from kdbench.launch.status import log_files
 
-    found = log_files(runs, [name] if name else sweeps.names(runs), run)
+    found = log_files([sweeps.load(name, runs)] if name else _all(runs), run)
     if not found:
         raise UsageError(f"No sweep under {runs} has a log of a run '{run}'.")
     several = sorted({key[:16] for key, _ in found})

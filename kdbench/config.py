@@ -16,11 +16,11 @@ from typing import Annotated, Any, Protocol
 from annotated_types import Ge
 
 from kdbench.cards import card, section_types, sections_of
-from kdbench.catalog import MethodInfo, method, offered_methods
+from kdbench.catalog import MethodInfo, method, offers
 from kdbench.errors import UsageError, unknown
 from kdbench.hashing import digest
-from kdbench.options import Optimizer, Trainer, build, merge, plain
-from kdbench.overrides import parse_overrides, word
+from kdbench.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
+from kdbench.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
@@ -52,8 +52,9 @@ class RunConfig:
     """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
-        """What the run's numbers depend on, as plain JSON values."""
+        """The run's configuration as plain JSON values; the number of threads stands where it is not the default."""
         sections = {name: None if (s := getattr(self, name)) is None else plain(s) for name in SECTIONS}
+        trainer = {k: v for k, v in plain(self.trainer).items() if (k, v) != ("threads", Trainer().threads)}
         return {
             "task": self.task,
             "scale": self.scale,
@@ -61,12 +62,13 @@ class RunConfig:
             "control": self.control,
             "seed": self.seed,
             **sections,
+            "trainer": trainer,
         }
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of :meth:`to_json`: names the run folder."""
-        return digest(self.to_json())
+        """SHA-256 of the :func:`identity` of :meth:`to_json`: names the run folder."""
+        return digest(identity(self.to_json()))
 
     @property
     def command(self) -> str:
@@ -108,10 +110,15 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
     error when it is all that was asked for, and left out of a larger grid.
     """
     overrides = parse_overrides(words)
+    check_size(overrides)
     keys = {override.key for override in overrides}
     for name in ("task", "method"):
         if name not in keys:
             raise UsageError(f"'{name}=…' is missing. Example: kdbench run task=gnn method=lingugkd")
+    for override in overrides:
+        section, _, option = override.key.partition(".")
+        if section == "trainer" and option in UNCHANGING and len(override.values) > 1:
+            raise UsageError(f"'{override.key}' takes one value: it does not make another run.")
     ordered = sorted(overrides, key=lambda o: (o.key != "seed", o.key == "control", o.key == "method"))
     configs: dict[str, RunConfig] = {}
     resolved: dict[tuple[str, ...], RunConfig | ControlError] = {}  # but for the seed, which changes nothing else
@@ -160,6 +167,8 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         for name in SECTIONS
         if name != "teacher" or info.teacher != "none"
     }
+    hyperparameters = build(info.hyperparameters, merged.get("method", {}), "method")
+    asked = {key: _taken(key, value, {**built, "method": hyperparameters}) for key, value in chosen.items()}
     return RunConfig(
         task=task.name,
         scale=scale,
@@ -168,23 +177,27 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         dataset=task.dataset_of(scale),
         metric=task.metric,
         method=info.name,
-        hyperparameters=build(info.hyperparameters, merged.get("method", {}), "method"),
+        hyperparameters=hyperparameters,
         control=control,
         seed=_checked_seed(chosen.get("seed", 0)),
         teacher=built.pop("teacher", None),
-        settings=tuple((k, v) for k, v in chosen.items() if k not in TOP and not k.startswith("method.")),
-        overrides=tuple(f"{key}={word(value)}" for key, value in chosen.items() if key not in TOP),
+        settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
+        overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
         **built,
     )
 
 
+def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
+    """A setting as its option took it (``1e-3`` and ``0.001`` are one); as given where the run has no such section."""
+    section, _, option = key.partition(".")
+    return getattr(sections[section], option) if option and section in sections else given
+
+
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
     """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
-    offered = offered_methods(config.family, config.kind)
     chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
-    return [
-        resolve({**chosen, "method": name}) for name in ("alone", "kd") if name in offered and name != config.method
-    ]
+    names = [n for n in ("alone", "kd") if n != config.method and offers(n, config.family, config.kind)]
+    return [resolve({**chosen, "method": name}) for name in names]
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ def _checked_seed(given: Any) -> int:
 def from_json(content: Mapping[str, Any]) -> RunConfig:
     """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`."""
     chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
-    chosen["method"] = content["method"]["name"]
+    chosen |= {"method": content["method"]["name"], "trainer.threads": Trainer().threads}
     for name in ("method", *SECTIONS):
         for key, value in (content[name] or {}).items():
             if (name, key) != ("method", "name"):

@@ -15,7 +15,7 @@ from kdbench import cards, catalog
 from kdbench.cards import section_types, sections_of
 from kdbench.datasets import dataset
 from kdbench.errors import UsageError, unknown
-from kdbench.options import merge
+from kdbench.options import build, merge, plain
 
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
 
@@ -23,10 +23,10 @@ CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", 
 def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
     """Tasks and methods whose names match a wildcard. Raises :class:`UsageError` when none does."""
     wild = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    found = [cards.read_card(path, name, False) for name, path in cards.task_paths().items() if fnmatch(name, wild)]
     tasks = [
         {"name": card.name, "family": card.family, "kind": card.kind, "scales": list(card.scales), "title": card.title}
-        for card in found
+        for card in cards.listed().values()
+        if fnmatch(card.name, wild)
     ]
     methods = [
         {
@@ -41,6 +41,7 @@ def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
         if fnmatch(m.name, wild)
     ]
     if not tasks and not methods:
+        _check(pattern)
         raise unknown("task or method", pattern, [*cards.task_paths(), *(m.name for m in catalog.methods())])
     return {"tasks": tasks, "methods": methods}
 
@@ -49,6 +50,7 @@ def description(name: str) -> dict[str, Any]:
     """One task, method or record file, as plain values."""
     if name in cards.task_paths():
         return task(name)
+    _check(name)
     found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
     if found:
         return {"methods": [method(m) for m in found]}
@@ -57,6 +59,14 @@ def description(name: str) -> dict[str, Any]:
     if name.endswith(".json"):
         raise UsageError(f"There is no record file '{name}'.")
     raise unknown("task, method or record", name, [*cards.task_paths(), *(m.name for m in catalog.methods())])
+
+
+def _check(name: str) -> None:
+    """Raise the fault of the task or method of that name, if it has one."""
+    cards.listed().check(name)
+    cards.task_paths().check(name)
+    faulty = catalog.found_methods()
+    faulty.check(*(key for key in faulty.faulty if name in (key[1], f"{key[0]}/{key[1]}")))
 
 
 def method(info: catalog.MethodInfo) -> dict[str, Any]:
@@ -78,7 +88,10 @@ def task(name: str) -> dict[str, Any]:
     """A task: data and licence, scales with their options, methods, reported numbers."""
     card = cards.card(name)
     types = section_types(card)
-    scales = {scale: merge(sections_of(card, scale)) for scale in card.scales}
+    scales = {}
+    for scale in card.scales:
+        merged = merge(sections_of(card, scale))
+        scales[scale] = {name: plain(build(kind, merged.get(name, {}), name)) for name, kind in types.items()}
     return {
         "task": name,
         "title": card.title,

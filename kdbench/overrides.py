@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench.errors import UsageError
+from kdbench.errors import UsageError, shown
+from kdbench.written import number
 
 
 @dataclass(frozen=True)
@@ -20,60 +24,89 @@ class Override:
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar. Raises :class:`UsageError` naming the word that does not parse."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import OverrideType, Transformer
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    result = []
-    for word in words:
-        if "=" not in word.lstrip("="):
-            raise UsageError(f"Cannot read '{word}': options are set as key=value.")
-        if alone := _RANGE_ALONE.fullmatch(word):  # parsed value by value, thousands of seeds would take seconds
-            result.append(Override(alone[1], tuple(_range(word, int(alone[2]), int(alone[3])))))
-            continue
-        try:
-            parsed = parser.parse_override(_expand_ranges(word))
-            if parsed.type != OverrideType.CHANGE or parsed.package is not None:
-                raise UsageError(
-                    f"Cannot use '{word}': options are set as key=value; nothing is added, deleted or moved."
-                )
-            if parsed.is_sweep_override():
-                written = [str(value) for value in parsed.sweep_iterator(transformer=Transformer.encode)]
-                values = tuple(parser.parse_override(f"{parsed.key_or_group}={value}").value() for value in written)
-            else:
-                values = (parsed.value(),)
-        except HydraException as error:
-            hint = "text with special characters goes in quotes: \"key='a=b'\""
-            raise UsageError(f"Cannot read '{word}': {str(error).splitlines()[0]} ({hint}).") from None
-        result.append(Override(parsed.key_or_group, values))
-    doubled = [o.key for o in result if sum(o.key == other.key for other in result) > 1]
-    if doubled:
-        raise UsageError(f"'{doubled[0]}' is given twice.")
+    result = [Override(*_parse(word)) for word in words]
+    times = Counter(override.key for override in result)
+    if doubled := [key for key, count in times.items() if count > 1]:
+        raise UsageError(f"'{shown(doubled[0])}' is given twice.")
     return result
 
 
-_QUOTED_OR_RANGE = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|(?<![\w.])(\d+)\.\.(\d+)(?![\w.])""")
+def check_size(overrides: Sequence[Override]) -> None:
+    """Raise :class:`UsageError`, with their number, for more runs than a grid may have."""
+    runs = math.prod(len(override.values) for override in overrides)
+    if runs > LARGEST_GRID:
+        sizes = " × ".join(f"{len(o.values):,} of {shown(o.key)}" for o in overrides if len(o.values) > 1)
+        raise UsageError(f"These are {runs:,} runs ({sizes}); a grid has at most {LARGEST_GRID:,}.")
 
 
-_RANGE_ALONE = re.compile(r"([A-Za-z_][\w.]*)=(\d+)\.\.(\d+)", re.ASCII)
+MOST_VALUES = 10_000
+"""Values of one key."""
+LARGEST_GRID = 20_000
+LONGEST_WORD = 20_000
+DEEPEST = 20
 
-LONGEST_RANGE = 10_000
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+_QUOTED_OR_RANGE = re.compile(_QUOTED + r"|(?<![\w.])(\d+)\.\.(\d+)(?![\w.])", re.ASCII | re.DOTALL)
+_QUOTED_OR_BRACKET = re.compile(_QUOTED + r"|([(\[{])|([)\]}])", re.DOTALL)
+_INTEGER = r"(?:0|[1-9]\d*)"
+_INTEGERS = re.compile(rf"([A-Za-z_][\w.]*)=({_INTEGER}(?:\.\.\d+)?(?:,{_INTEGER}(?:\.\.\d+)?)*)", re.ASCII)
 
 
-def _range(word: str, first: int, last: int) -> range:
-    if not first <= last < first + LONGEST_RANGE:
-        raise UsageError(
-            f"Cannot use '{word}': the range {first}..{last} holds no value, or more than {LONGEST_RANGE}."
-        )
-    return range(first, last + 1)
+def _parse(word: str) -> tuple[str, tuple[Any, ...]]:
+    """Key and values of a word."""
+    if "=" not in word.lstrip("="):
+        raise UsageError(f"Cannot read '{shown(word)}': options are set as key=value.")
+    try:
+        if plain := _INTEGERS.fullmatch(word):  # thousands of seeds would take the grammar seconds
+            key, values = plain[1], _integers(plain[2])
+        else:
+            key, values = _by_grammar(word)
+        return key, _few(values)
+    except ValueError as error:
+        raise UsageError(f"Cannot read '{shown(word)}': {shown(str(error))}.") from None
+
+
+def _by_grammar(word: str) -> tuple[str, Iterator[Any]]:
+    if len(word) > LONGEST_WORD:
+        raise ValueError(f"an option has at most {LONGEST_WORD:,} characters")
+    depth = 0
+    for match in _QUOTED_OR_BRACKET.finditer(word):
+        depth += (match[1] is not None) - (match[2] is not None)
+        if depth > DEEPEST:
+            raise ValueError(f"brackets are nested more than {DEEPEST} deep")
+    from kdbench.hydra_words import parse
+
+    return parse(_expand_ranges(word), MOST_VALUES)
+
+
+def _few(values: Iterable[Any]) -> tuple[Any, ...]:
+    found = tuple(itertools.islice(values, MOST_VALUES + 1))
+    if not found:
+        raise ValueError("it holds no value")
+    if len(found) > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES:,} values")
+    return found
+
+
+def _integers(text: str) -> Iterator[Any]:
+    """The values of ``0..4,7``."""
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        yield from _range(first, last) if dots else [number(first, 10)]
+
+
+def _range(first: str, last: str) -> range:
+    start, end = int(number(first, 10)), int(number(last, 10))
+    if not start <= end < start + MOST_VALUES:
+        raise ValueError(f"the range {shown(first)}..{shown(last)} holds no value, or more than {MOST_VALUES:,}")
+    return range(start, end + 1)
 
 
 def _expand_ranges(word: str) -> str:
     """``0..9`` outside quotes as ``0,1,…,9``."""
 
     def written(match: re.Match[str]) -> str:
-        return match[0] if match[1] is None else ",".join(map(str, _range(word, int(match[1]), int(match[2]))))
+        return match[0] if match[1] is None else ",".join(map(str, _range(match[1], match[2])))
 
     key, equals, value = word.partition("=")
     return key + equals + _QUOTED_OR_RANGE.sub(written, value)

@@ -12,9 +12,12 @@ from typing import Any, get_args, get_type_hints
 from kdbench.catalog import require_extra
 from kdbench.config import SECTIONS, RunConfig, from_json, resolve
 from kdbench.errors import KdbenchError, UsageError
-from kdbench.launch.local import Bars
+from kdbench.launch.display import Bars, names_of
 from kdbench.overrides import word
 from kdbench.results import record as records
+
+FLOAT32 = 2.0**-23
+"""The relative distance of neighbouring float32 numbers."""
 
 Consent = Callable[[Sequence[str]], None]
 """Is told what a record brings, and raises where that may not be used."""
@@ -33,7 +36,8 @@ def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict
     ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
     do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
     exists), so nothing is taken over from earlier runs or stages, and with the record's number of threads. Numbers are
-    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit.
+    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit. Only the scores
+    of records of schema version 1 are compared as the float32 means that they are.
     """
     if old.status != "done":
         raise UsageError(f"{path} is the record of a failed run; there are no numbers to repeat.")
@@ -46,7 +50,7 @@ def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict
     consent(brought(old, config))
     place = runs if runs.is_dir() else None
     folder = tempfile.TemporaryDirectory(prefix="reproduce-", dir=place)
-    with folder, _threads(old.hardware.threads), Bars([config]) as bars:
+    with folder, _threads(old.hardware.threads), Bars(names_of([config])) as bars:
         from kdbench.engine.runner import run
 
         bars.begin(config)
@@ -100,11 +104,19 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _same(before: float, after: float | None, version: int) -> bool:
+    """Whether two scores are equal, to two steps of float32 where those were its sums and quotients."""
+    if version > 1 or after is None:
+        return before == after
+    return abs(before - after) <= 2 * FLOAT32 * max(abs(before), abs(after))
+
+
 def _numbers(old: records.Record, new: records.Record) -> list[str]:
     told = []
     for split in ("val", "test"):
         before, after = ({} if side.metrics is None else getattr(side.metrics, split) for side in (old, new))
-        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in before if before[k] != after.get(k)]
+        differing = (k for k in before if not _same(before[k], after.get(k), old.schema_version))
+        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
     if old.predictions != new.predictions:
         changed = sum(a != b for a, b in zip(old.predictions or "", new.predictions or "", strict=False))
         told.append(f"predictions: {changed} differ")

@@ -92,8 +92,8 @@ class Shape:
     """Node daemons n1, n2, …"""
     cpus: int = 2
     """Processors that each node offers."""
-    memory: int = 4000
-    """MB that each node offers."""
+    memory: int = 8192
+    """MB that each node offers: as much as slurm/cpu.yaml asks for."""
     max_array_size: int = 1001
     """SLURM's MaxArraySize: array indices stay below it."""
     node_timeout: int = 10
@@ -155,6 +155,7 @@ class LocalCluster:
         Raises :class:`Unavailable` where SLURM is missing or forbidden, UsageError for a folder that cannot serve,
         KdbenchError with what the logs say when the nodes are not idle after ``patience`` seconds.
         """
+        self._check_folder()
         _require()
         self._write()
         try:
@@ -261,14 +262,16 @@ class LocalCluster:
         if name not in self.shape.names:
             raise unknown("node", name, self.shape.names)
 
-    def _write(self) -> None:
+    def _check_folder(self) -> None:
         if len(str(self.folder)) > LONGEST or any(letter.isspace() for letter in str(self.folder)):
             raise UsageError(f"'{self.folder}' has spaces or more than {LONGEST} characters: take one like /tmp/slurm.")
         if self.configuration.exists():
             raise UsageError(f"There is a cluster in '{self.folder}'; stop it first.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if any(path.name != "log" for path in self.folder.iterdir()):
+        if self.folder.exists() and any(path.name != "log" for path in self.folder.iterdir()):
             raise UsageError(f"'{self.folder}' is not empty.")
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name in (*OWN, "log"):
             (self.folder / name).mkdir(exist_ok=True)
         for name in self.shape.names:

@@ -88,10 +88,10 @@ def test_a_missing_file_says_where_it_looked_and_what_to_do(
     say: Callable[..., Said], data: Path, tmp_path: Path
 ) -> None:
     code, out, err = say("run", *CORA, "--runs", tmp_path / "runs")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     for part in ("'cora' lacks ind.cora.", f"{data}/graph/planetoid/cora", f"{tmp_path}/cache", "kdbench data cora"):
         assert part in err
-    assert not list(tmp_path.rglob("record.json"))
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("nothing_loaded")
@@ -110,7 +110,7 @@ def test_a_corrupt_file_is_named_with_both_checksums(say: Callable[..., Said], d
         (folder / name).write_bytes(b"wrong")
     code, _, err = say("run", *CORA, "--runs", tmp_path / "runs")
     first, file = next(iter(datasets.dataset("cora").files.items()))
-    assert code == 1 and f"{folder}/{first} is corrupt" in err
+    assert code == 2 and f"{folder}/{first} is corrupt" in err
     assert file.sha256 in err and file_digest(folder / first) in err
     assert "cora (graph): corrupt." in say("data", "cora").out
 
@@ -124,7 +124,7 @@ def test_a_failed_download_says_so(
     monkeypatch.delenv("KDBENCH_OFFLINE")
     monkeypatch.setattr("pooch.retrieve", refuse)
     code, _, err = say("data", "cora", "--fetch")
-    assert code == 1 and "Downloading it failed: no route to host" in err and "looked in" in err
+    assert code == 2 and "Downloading it failed: no route to host" in err and "looked in" in err
 
 
 def test_a_missing_extra_is_named_before_anything_starts(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_two_processes_at_one_run_do_it_once(tmp_path: Path) -> None:
 STOPPED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited none
-from kdbench.launch.local import Bars
+from kdbench.launch.display import Bars
 at = {8: signal.SIGINT, 22: signal.SIGKILL}
 Bars.epoch = lambda bars, done, total, value: os.kill(os.getpid(), at.pop(done)) if done in at else None
 os.write(1, b"interrupted %d" % entry(sys.argv[1:]))

@@ -6,15 +6,18 @@ import dataclasses
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kdbench import cards, catalog, datasets
+from kdbench import cards, catalog, datasets, describe
 from kdbench.cards import read_card
 from kdbench.catalog import EXTRAS, MethodInfo, read_method
-from kdbench.errors import CardError, MissingExtraError, UsageError
+from kdbench.errors import CardError, MissingExtraError, UsageError, unknown
 
 METHODS = catalog.methods()
 METHOD = '''"""A method: ``L = L_task``."""
@@ -166,6 +169,10 @@ def test_a_method_without_hyperparameters_has_none(tmp_path: Path) -> None:
         ("Gt(0)", "Grt(0)", "class Hyperparameters", "name 'Grt' is not defined"),
         ("Gt(0)", "numpy.inf", "class Hyperparameters", "built-in ones are all it may use"),
         ("silent: int = 1", "silent: list = []", "class Hyperparameters", "mutable default"),
+        ("silent: int = 1", "silent: int = 1 // 0", "class Hyperparameters", "by zero"),
+        ("import dataclass\n", "import dataklass\n", "class Hyperparameters", "dataklass"),
+        ('title = "a method"', "title = 3", "class Mine", "'title' is text"),
+        ('("node_classification",)', '"node_classification"', "class Mine", "'kinds' is a tuple of names"),
         ("@dataclass(frozen=True)\n", "", "class Hyperparameters", "should be a frozen dataclass"),
     ],
 )
@@ -177,17 +184,111 @@ def test_a_faulty_method_file_is_named_with_its_line(tmp_path: Path, old: str, n
     assert told.startswith(f"{tmp_path}/mine.py:{line}: ") and said in told
 
 
-def test_two_methods_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "other").mkdir()
-    first, second = write(tmp_path, METHOD), write(tmp_path / "other", METHOD)
-    monkeypatch.setattr(catalog, "_method_files", lambda: [("graph", "a", first), ("graph", "b", second)])
-    catalog.methods.cache_clear()
-    with pytest.raises(CardError, match=f"{second}:1: method 'mine' of graph is also defined in {first}"):
-        catalog.methods()
-    monkeypatch.setattr(catalog, "_method_files", lambda: [("graph", "a", first), ("ner", "b", second)])
-    catalog.methods.cache_clear()
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What was found is forgotten before and after."""
+    found = (catalog.found_methods, cards.task_paths, cards.card, cards.listed)
+    for one in found:
+        one.cache_clear()
+    yield
+    for one in found:
+        one.cache_clear()
+
+
+def sources(*paths: tuple[str, Path]) -> Any:
+    return lambda: [(family, path.stem, partial(read_method, path, family, path.stem)) for family, path in paths]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_name_that_two_methods_have_is_neithers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, METHOD)
+    first, second, third = (tmp_path / folder / "mine.py" for folder in "abc")
+    monkeypatch.setattr(catalog, "_method_sources", sources(("graph", first), ("graph", second), ("graph", third)))
+    assert catalog.methods() == ()
+    said = f"{second}:1: method 'mine' of graph is also defined in {first}"
+    assert capsys.readouterr().err.startswith(f"Left out: {said}")
+    with pytest.raises(CardError, match=said):
+        catalog.method("mine", "graph", "node_classification")
+    catalog.found_methods.cache_clear()
+    monkeypatch.setattr(catalog, "_method_sources", sources(("graph", first), ("ner", second)))
     assert [info.family for info in catalog.methods()] == ["graph", "ner"]
-    catalog.methods.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_faulty_method_file_stops_nothing_but_who_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kdbench.config import expand, expand_baselines
+
+    every = list(catalog._method_sources())
+    broken = write(tmp_path, "x = 1\ndef f(:\n", "kd.py")
+    rest = [one for one in every if one[:2] != ("graph", "kd")]
+    monkeypatch.setattr(catalog, "_method_sources", lambda: [*rest, *sources(("graph", broken))()])
+    assert "lingugkd" in {info.name for info in catalog.methods()}
+    assert capsys.readouterr().err == f"Left out: {broken}:2: invalid syntax.\n"
+    (config,) = expand(["task=gnn", "method=lingugkd"])
+    for asking in (
+        lambda: expand(["task=gnn", "method=kd"]),
+        lambda: expand_baselines(config),
+        lambda: describe.description("graph/kd"),
+        lambda: describe.description("kd"),
+    ):
+        with pytest.raises(CardError, match=f"{broken}:2: invalid syntax"):
+            asking()
+    assert capsys.readouterr().err == "", "it was told once"
+    assert expand(["task=hippocampus", "method=kd"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"x = '\xe9'", b"x = 1\x00", b"x = " + b"(" * 5000, b"\t  x = 1", b'x = """'],
+    ids=range(6),
+)
+def test_a_file_that_is_no_python_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.py").write_bytes(content)
+    with pytest.raises(CardError, match=rf"{tmp_path}/mine.py:\d+: "):
+        read_method(tmp_path / "mine.py", "graph", "mine")
+    with pytest.raises(CardError, match=rf"{tmp_path}:1: it cannot be read"):
+        read_method(tmp_path, "graph", "mine")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_method_for_other_tasks_says_for_which() -> None:
+    with pytest.raises(UsageError) as caught:
+        catalog.method("lingugkd", "medical", "segmentation_3d")
+    assert "'lingugkd'. It is a method for graph node classification. Valid: " in str(caught.value)
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "near"),
+    [
+        ("nosuch", ["oracle", "mean_teacher", "kd"], None),
+        ("lingukd", ["lingugkd", "kd"], "lingugkd"),
+        ("tyni", ["tiny", "small"], "tiny"),
+        ("GNN", ["gnn", "ner"], "gnn"),
+        ("", ["a"], None),
+        ("x" * 100_000, ["xx", "y"], None),
+    ],
+    ids=range(6),
+)
+def test_a_hint_is_given_only_for_a_name_that_is_near(name: str, valid: list[str], near: str | None) -> None:
+    told = str(unknown("method", name, [*valid, *valid]))
+    assert ("Did you mean" in told) == (near is not None) and (near is None or f"Did you mean '{near}'?" in told)
+    assert told.endswith(f"Valid: {', '.join(sorted(valid))}.") and len(told) < 500
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_listed_twice_is_named_once() -> None:
+    for asked in (describe.description, describe.listing):
+        with pytest.raises(UsageError) as caught:
+            asked("nosuch")
+        names = str(caught.value).partition("Valid: ")[2].removesuffix(".").split(", ")
+        assert len(names) == len(set(names)) and "Did you mean" not in str(caught.value)
 
 
 def test_a_card_is_read_whole(tmp_path: Path) -> None:
@@ -208,6 +309,13 @@ def test_a_scale_may_have_a_data_set_of_its_own(tmp_path: Path) -> None:
     [
         ("title: A", "titel: A", "titel", "Unknown field 'titel'. Did you mean 'title'?"),
         ("metric: accuracy\ndef", "def", None, "field 'metric' is missing"),
+        (
+            "metric: accuracy\ndef",
+            "metric: acuracy\ndef",
+            "metric",
+            "metric: Unknown metric of node classification 'acuracy'. Did you mean 'accuracy'?",
+        ),
+        ("metric: accuracy\ndef", "metric: auc\ndef", "metric", "Valid: accuracy, macro_f1."),
         ("title: A task", "title: [A]", "title", "field 'title' must be text"),
         ("family: graph", "family: grpah", "family", "Did you mean 'graph'?"),
         ("kind: node_classification", "kind: node_clasification", "kind", "Did you mean 'node_classification'?"),
@@ -247,25 +355,78 @@ def test_a_list_does_not_stop_at_a_wrong_option(tmp_path: Path) -> None:
     assert read_card(path, "mine", options=False).title == "A task"
 
 
+@pytest.mark.usefixtures("fresh")
 def test_a_task_has_the_name_of_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder / "x").mkdir(parents=True)
     write(tmp_path / "a" / "x", CARD, "y.yaml")
-    monkeypatch.setattr(cards, "_task_folders", lambda: [tmp_path / "a", tmp_path / "b"])
-    cards.task_paths.cache_clear()
+    monkeypatch.setattr(cards, "_task_folders", lambda found: [tmp_path / "a", tmp_path / "b"])
     assert list(cards.task_paths()) == ["x/y"]
     write(tmp_path / "b" / "x", CARD, "y.yaml")
     cards.task_paths.cache_clear()
-    with pytest.raises(CardError, match="there is a task 'x/y' already"):
-        cards.task_paths()
-    cards.task_paths.cache_clear()
+    assert list(cards.task_paths()) == []
+    with pytest.raises(CardError, match=f"{tmp_path}/b/x/y.yaml:1: there is a task 'x/y' already, {tmp_path}/a/x"):
+        cards.card("x/y")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_faulty_card_stops_nothing_but_who_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, CARD, "good.yaml")
+    bad = {"bad": CARD.replace("kind", "knd"), "latin": "title: \xe9", "loop": "a: &a [*a]"}
+    for name, text in bad.items():
+        (tmp_path / f"{name}.yaml").write_bytes(text.encode("latin-1"))
+    monkeypatch.setattr(cards, "_task_folders", lambda found: [tmp_path])
+    assert [task["name"] for task in describe.listing()["tasks"]] == ["good"]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].strip() for line in told] == [f"{tmp_path}/{name}.yaml" for name in sorted(bad)]
+    assert cards.card("good").title == "A task"
+    for name in bad:
+        for asked in (cards.card, describe.description):
+            with pytest.raises(CardError, match=f"{tmp_path}/{name}.yaml:"):
+                asked(name)
+    with pytest.raises(CardError, match=f"{tmp_path}/latin.yaml:"):
+        describe.listing("latin")
+
+
+@pytest.mark.parametrize("at", ["dataset", "    dataset"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("mutag", "Unknown dataset 'mutag'. It is a data set for graph graph classification. Valid: arxiv, "),
+        ("shapes", "Unknown dataset 'shapes'. It is a data set for medical. Valid: arxiv, "),
+        ("010", "Unknown dataset '010'. Valid: arxiv, "),
+    ],
+)
+def test_a_data_set_of_another_kind_is_refused(tmp_path: Path, at: str, data: str, said: str) -> None:
+    if at == "dataset":
+        text = CARD.replace("dataset: block_model", f"dataset: {data}")
+    else:
+        text = CARD.replace("  tiny:\n", f"  tiny:\n    dataset: {data}\n")
+    line = next(n for n, words in enumerate(text.splitlines(), 1) if words.startswith(f"{at}:"))
+    told = card_fault(tmp_path, text)
+    assert told.startswith(f"{tmp_path}/mine.yaml:{line}: ") and said in told
+
+
+def test_every_data_set_of_graphs_is_of_the_kind_that_loads_it() -> None:
+    from kdbench.families.graph import data, graph_data
+
+    for kind, loaders in (("node_classification", data.LOADERS), ("graph_classification", graph_data.LOADERS)):
+        assert {one.name for one in datasets.datasets().values() if one.kind == kind} == set(loaders)
 
 
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("a:\n  title: A\n", 1, "licence"),
-        ("a: {title: A, licence: MIT}\nb: {title: A, licence: MIT, sorce: x}\n", 2, "sorce"),
+        ("# x\na:\n  title: A\n", 2, "a: field 'licence' is missing"),
+        ("a: {title: A,\n licence: [MIT]}\n", 2, "a.licence: this is text"),
+        ("a: {title: A, licence: MIT,\n generated: 1}\n", 2, "a.generated: this is true or false"),
+        ("a: {title: A, licence: MIT,\n files: [x]}\n", 2, "a.files: this is a mapping"),
+        ("a:\n  title: A\n  licence: MIT\n  files:\n    x.y:\n      sha256: 3\n", 6, "no SHA-256"),
+        ("a: {title: A, licence: MIT, files: {\n x.y: 3}}\n", 2, "a.files.x.y: this is a mapping of fields"),
+        ("a: {title: A, licence: MIT,\n name: b}\n", 2, "Unknown field 'name'"),
+        ("a: {title: A, licence: MIT}\nb: {title: A, licence: MIT, sorce: x}\n", 2, "Did you mean 'source'?"),
         ("a: {title: A, licence: MIT, files: {x: {url: y}}}\n", 1, "sha256"),
         ("a: 3\n", 1, "a: "),
         ("- a\n", 1, "a mapping of data sets"),

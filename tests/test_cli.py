@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from kdbench import cards, catalog, cli
 from kdbench.config import expand
+from kdbench.reproduce import _same
 from kdbench.results import record as records
 
 COMMANDS = [
@@ -306,6 +308,34 @@ def test_reproduce_matches_and_tells_a_difference(say: Callable[..., Said], fini
     assert told["match"] is False and len(told["differences"]) == 2
 
 
+def test_scores_that_were_float32_sums_are_compared_as_such(
+    say: Callable[..., Said], finished: Path, tmp_path: Path
+) -> None:
+    path, other = of(finished, "alone"), tmp_path / "other.json"
+
+    def rounded(content: dict[str, Any]) -> None:
+        content["schema_version"] = 1
+        for scores in content["metrics"].values():
+            scores.update({name: float(np.float32(value)) for name, value in scores.items()})
+
+    other.write_text(resealed(path, rounded))
+    assert other.read_text() != path.read_text()
+    assert say("reproduce", other).out == f"match: {other}\n"
+
+    def wrong(content: dict[str, Any]) -> None:
+        content["metrics"]["val"]["macro_f1"] *= 1 + 4e-7
+
+    other.write_text(resealed(path, wrong))
+    told = say("reproduce", other)
+    assert told.code == 1 and "metrics.val.macro_f1" in told.out
+
+
+@pytest.mark.parametrize(("version", "same"), [(1, True), (2, False)])
+def test_later_scores_are_compared_exactly(version: int, same: bool) -> None:
+    assert _same(float(np.float32(0.7)), 0.7, version) is same
+    assert _same(0.7, 0.7, version) and not _same(0.7, None, version) and not _same(0.7, 0.7001, version)
+
+
 def test_reproduce_refuses_another_configuration(say: Callable[..., Said], finished: Path, tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         del content["config"]["student"]["layers"]
@@ -329,7 +359,7 @@ def test_data_tells_states_and_checksums(
     assert told["state"] == "missing" and told["licence"] == "MIT"
     assert all(len(file["sha256"]) == 64 and file["path"] is None for file in told["files"])
     code, out, err = say("data", "cora_text", "--fetch")
-    assert (code, out) == (1, "") and f"looked in {tmp_path}/data/graph/cora_text or {tmp_path}/cache" in err
+    assert (code, out) == (2, "") and f"looked in {tmp_path}/data/graph/cora_text or {tmp_path}/cache" in err
 
 
 def test_doctor_tells_versions_and_what_a_missing_extra_would_enable(

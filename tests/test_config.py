@@ -9,6 +9,8 @@ import os
 import shlex
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,7 +112,7 @@ def values(text: str) -> tuple[Any, ...]:
 )
 def test_overrides_follow_hydras_grammar_with_a_short_range(text: str, expected: tuple[Any, ...]) -> None:
     assert values(text) == expected
-    assert [type(value) for value in values(text)] == [type(value) for value in expected]
+    assert all(isinstance(value, type(wanted)) for value, wanted in zip(values(text), expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -127,11 +129,92 @@ def test_overrides_follow_hydras_grammar_with_a_short_range(text: str, expected:
         ("seed=0..99999999999", "0..99999999999"),
         ("optimizer.lr=interval(0,1)", "interval"),
         ("student.name=glob(*)", "glob"),
+        ("seed=range(5,1)", "no value"),
+        ("seed=range(0,9,0)", "must not be zero"),
+        ("seed=range(0,nan)", "finite numbers"),
+        ("seed=[range(1,3)]", "at the top"),
+        ("seed=choice(1,choice(2,3))", "at the top"),
     ],
 )
 def test_a_word_that_does_not_parse_is_named(text: str, said: str) -> None:
     told = error("task=gnn", "method=kd", text)
     assert f"'{text}'" in told and said in told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=" + "1" * 5000], "a number of 5000 characters"),
+        (["seed=1.." + "1" * 5000], "a number of 5000 characters"),
+        (["data.words=[" + "1" * 5000 + "]"], "a number of 5000 characters"),
+        (["data.words=" + "1" * 400], "should be less than 2^63"),
+        (["data.words=" + "[" * 5000 + "]" * 5000], "brackets are nested more than 20 deep"),
+        (["data.words=" + "{a:" * 21 + "1" + "}" * 21], "brackets are nested more than 20 deep"),
+        (["data.words=" + "int(" * 3000], "brackets are nested more than 20 deep"),
+        (["teacher.model='" + "\\" * 10_001], "Cannot read"),
+        (["teacher.model=" + "a," * 100_000], "at most 20,000 characters"),
+        (["seed=range(0,1000000)"], "more than 10,000 values"),
+        (["seed=shuffle(range(0,1000000000000))"], "more than 10,000 values"),
+        (["seed=range(0,inf)"], "more than 10,000 values"),
+        (["seed=0..9999,20000"], "more than 10,000 values"),
+        (["seed=0..9999", "data.words=0..9999"], "100,000,000 runs (10,000 of seed × 10,000 of data.words)"),
+        (["seed=range(0,9999)", "data.words=choice(1,2,3)"], "29,997 runs"),
+    ],
+    ids=range(15),
+)
+def test_what_nobody_means_is_refused_at_once(words: list[str], said: str) -> None:
+    began = time.monotonic()
+    told = error("task=gnn", "method=kd", *words)
+    assert time.monotonic() - began < 2
+    assert said in told and len(told) < 1000
+
+
+def test_thousands_of_values_are_read_at_once() -> None:
+    began = time.monotonic()
+    assert len(values("0..4999,5000,6000..9998")) == 9000
+    assert len(values("range(0,10000)")) == 10_000
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "1.50", "1_000", "-0", "yes", "+7", ".5", "007", "1:30", "1E-3", "0x1f", "inf"]
+)
+def test_an_option_of_text_takes_what_was_written(text: str) -> None:
+    config = one("task=gnn", "method=kd", f"teacher.model={text}")
+    assert config.teacher.model == text
+    assert one(*shlex.split(config.command)[2:]) == config
+    assert {c.teacher.model for c in expand(["task=gnn", "method=kd", f"teacher.model={text},a"])} == {text, "a"}
+    other = one("task=gnn", "method=kd", f"teacher.model={text}", "data.words=${student.width}")
+    assert (other.teacher.model, other.data.words) == (text, other.student.width)
+    (kd,) = expand_baselines(one("task=gnn", "method=alone", f"teacher.model={text}"))
+    assert kd.teacher.model == text
+
+
+def test_texts_that_are_one_number_are_two_texts() -> None:
+    assert len(expand(["task=gnn", "method=kd", "teacher.model=1e3,1000.0,1000"])) == 3
+    assert len(expand(["task=gnn", "method=kd", "optimizer.lr=1e-3,0.001,1.0e-3"])) == 1
+
+
+def test_a_number_has_one_name_however_it_is_written() -> None:
+    first, *others = (one("task=gnn", "method=kd", f"optimizer.weight_decay={z}") for z in ("0", "-0.0", "0e5", "-0"))
+    assert all(other.hash == first.hash and other.pairing == first.pairing for other in others)
+    short, long = (one("task=gnn", "method=kd", f"optimizer.lr={lr}", "student.width=1e1") for lr in ("1e-2", "0.01"))
+    assert (short.hash, short.command, short.pairing) == (long.hash, long.command, long.pairing)
+    assert "optimizer.lr=0.01 student.width=10" in short.command
+    pair = one("task=paired_classification", "method=kd", "data.noise=[-0.0,0]")
+    assert pair.hash == one("task=paired_classification", "method=kd", "data.noise=[0,0]").hash
+
+
+@pytest.mark.parametrize("card_text", ["1e3", "0123", "1.50", "010", "2024-01-31", "1:30:00", "yes"])
+def test_an_option_of_text_in_a_card_takes_what_was_written(
+    card_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = cards.task_paths()["gnn"].read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("scales:", f"defaults: {{teacher: {{model: {card_text}}}}}\nscales:", 1))
+    mine = cards.read_card(path, "gnn")
+    monkeypatch.setattr("kdbench.config.card", lambda name: mine)
+    assert one("task=gnn", "method=kd").teacher.model == card_text
 
 
 def test_a_key_given_twice_is_refused() -> None:
@@ -189,6 +272,10 @@ def test_a_method_option_must_exist_for_every_method_named() -> None:
         ("teacher.cache=1", "teacher.cache=1: should be true or false"),
         ("teacher.model=null", "teacher.model=null: should be a valid string"),
         ("teacher.model='a\nb'", "should be one line"),
+        ("teacher.model='\x00'", "should be one line"),
+        ("teacher.model='\udcff'", "should be one line"),
+        ("seed=99999999999999999999", "should be less than 2^63"),
+        ("trainer.max_epochs=1e30", "trainer.max_epochs=1e30: Unable to parse"),
         ("student.width=[8]", "student.width=[8]: should be a valid integer"),
         ("student.dropout=1", "student.dropout=1: should be less than 1"),
         ("method.alpha=2", "method.alpha=2: should be less than or equal to 1"),
@@ -197,6 +284,15 @@ def test_a_method_option_must_exist_for_every_method_named() -> None:
 )
 def test_a_wrong_value_is_named_with_what_it_should_be(option: str, said: str) -> None:
     assert said in error("task=gnn", "method=kd", option)
+
+
+def test_a_wrong_value_within_others_is_named() -> None:
+    for text, said in (
+        ("[inf,1]", "data.noise.0=inf: should be a finite number"),
+        ("[1,true]", "data.noise.1=true: should not be true or false"),
+        ("[1,x]", "data.noise.1=x: should be a valid number"),
+    ):
+        assert said in error("task=paired_classification", "method=kd", f"data.noise={text}")
 
 
 def test_a_number_is_taken_as_text_where_text_is_due() -> None:

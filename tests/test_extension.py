@@ -58,6 +58,7 @@ def test_its_method_and_its_task_run(tmp_path: Path) -> None:
     assert found["gnn", "mymethod"].config["method"] == {"name": "mymethod", "weight": 2.0}
     assert "train/mine" in found["gnn", "mymethod"].curves
     dots = found["dots", "alone"]
+    assert (dots.selection and dots.selection.mode, dots.metrics and dots.metrics.test.keys()) == ("max", {"accuracy"})
     assert dots.family == "dots" and dots.metrics is not None and dots.data is not None and dots.data.sizes.train == 64
 
 
@@ -73,20 +74,50 @@ def test_its_method_and_its_task_run(tmp_path: Path) -> None:
         ("dots.cards", "nothing.cards", "there is no module 'nothing.cards'"),
     ],
 )
-def test_a_wrong_entry_point_is_named(package: Path, old: str, new: str, said: str) -> None:
+def test_a_wrong_entry_point_is_named_and_left_out(package: Path, old: str, new: str, said: str) -> None:
     points = package / "kdbench_extension-1.0.dist-info" / "entry_points.txt"
     text = points.read_text()
     assert text.count(old) == 1
     points.write_text(text.replace(old, new))
     done = kdbench(package, "list")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("Error: ") and said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 0 and "lingugkd" in done.stdout and "hippocampus" in done.stdout
+    told = [line for line in done.stderr.splitlines() if said in line]
+    assert len(told) == 1 and told[0].startswith("Left out: ") and "Traceback" not in done.stderr
 
 
-def test_a_card_and_a_data_set_that_exist_already_are_refused(package: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new", "asked", "said"),
+    [
+        ("moregraph/mymethod.py", "class MyMethod", "clas MyMethod", "mymethod", "mymethod.py:"),
+        ("moregraph/mymethod.py", "title =", "titel =", "mymethod", "lacks title"),
+        ("dots/cards/dots.yaml", "family:", "famly:", "dots", "dots.yaml:2: Unknown field 'famly'"),
+        ("dots/datasets.yaml", "two_clouds", "cora", "dots", "'cora' is also one of the graph family"),
+        ("dots/datasets.yaml", "title:", "titel:", "dots", "datasets.yaml:2: two_clouds: Unknown field 'titel'"),
+        ("dots/options.py", "@dataclass", "import nothing\n\n\n@dataclass", "dots", "options.py:13: importing"),
+        ("dots/options.py", "KINDS =", "KINDS KINDS =", "dots", "options.py:31: importing 'dots.options' failed"),
+        ("dots/options.py", "KINDS =", "KIND =", "dots", "dots.yaml:3: "),
+        ("dots/__init__.py", "", "raise OSError('gone')\n", "dots", "gone"),
+    ],
+)
+def test_a_faulty_file_stops_nothing_but_who_asks_for_it(
+    package: Path, file: str, old: str, new: str, asked: str, said: str
+) -> None:
+    path = package / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    done = kdbench(package, "list")
+    assert done.returncode == 0 and "lingugkd" in done.stdout, done.stderr
+    assert kdbench(package, "run", "task=gnn", "method=kd", "--dry-run").returncode == 0
+    done = kdbench(package, "show", asked)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    words = ["task=gnn", "method=mymethod"] if asked == "mymethod" else ["task=dots", "method=alone"]
+    done = kdbench(package, "run", *words, "--dry-run")
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_card_that_exists_already_is_refused(package: Path) -> None:
     shutil.copy(package / "dots/cards/dots.yaml", package / "dots/cards/gnn.yaml")
-    assert "there is a task 'gnn' already" in kdbench(package, "list").stderr
-    (package / "dots/cards/gnn.yaml").unlink()
-    data = package / "dots/datasets.yaml"
-    data.write_text(data.read_text().replace("two_clouds", "cora"))
-    assert "data set 'cora' is also one of the graph family" in kdbench(package, "list").stderr
+    done = kdbench(package, "list")
+    assert done.returncode == 0 and "gnn.yaml:1: there is a task 'gnn' already" in done.stderr
+    assert "  gnn " not in done.stdout and "  gnn/cora " in done.stdout
+    done = kdbench(package, "run", "task=gnn", "method=kd", "--dry-run")
+    assert done.returncode == 2 and "Error: " in done.stderr and "there is a task 'gnn' already" in done.stderr

@@ -54,7 +54,6 @@ BROUGHT: dict[str, tuple[Callable[[Body], object], str]] = {
     "threads": (lambda body: body["hardware"].update(threads=1000), "1000 threads, on "),
     "hub model": (lambda body: body["config"]["teacher"].update(model="evil/model"), "teacher.model=evil/model"),
     "path": (lambda body: body["config"]["teacher"].update(model="/etc"), "teacher.model=/etc"),
-    "escape code": (lambda body: body["config"]["teacher"].update(model="\x1b[2Jx"), "teacher.model='\ufffd[2Jx'"),
 }
 
 

@@ -28,7 +28,7 @@ HEAVY = {
     "transformers",
 }
 
-BASE = {"torch", "pytorch_lightning", "torchmetrics", "numpy", "scipy", "safetensors", "annotated_types"}
+BASE = {"torch", "pytorch_lightning", "torchmetrics", "numpy", "scipy", "safetensors", "annotated_types", "pydantic"}
 SWITCHED = {"graph": set(EXTRAS["minilm"].modules) | set(EXTRAS["quantize"].modules)}  # by an option, with an extra
 
 

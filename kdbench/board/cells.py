@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kdbench.board import safe
 from kdbench.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
-from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, percent, signed
+from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
 from kdbench.results.stats import PairedDifference
 
 
@@ -85,23 +85,27 @@ def arm_cell(row: Row, family: str, root: str) -> Cell:
     return text(row.label, href, badges)
 
 
-def score_cell(row: Row, metric: str | None) -> Cell:
+def score_cell(row: Row, unit: str) -> Cell:
     """Mean ± half of its 95 % interval."""
     if safe.finite(row.mean) is None or row.mean is None:
         return Cell()
     low, high = (None, None) if row.interval is None else map(safe.finite, row.interval)
     if low is None or high is None:
-        return Cell(number(row.mean, metric), row.mean + 0.0)
-    return Cell(f"{number(row.mean, metric)} ± {number((high - low) / 2, metric)}", row.mean + 0.0, low, high)
+        return Cell(number(row.mean, unit), row.mean + 0.0)
+    return Cell(f"{number(row.mean, unit)} ± {number((high - low) / 2, unit)}", row.mean + 0.0, low, high)
 
 
 def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
-    """A paired difference with its interval; its state says whether p is below the level, and in which direction."""
+    """A paired difference with its interval; its state says whether p is below the level, and in which direction.
+
+    Differences without spread have no p, so they are neither better nor worse.
+    """
     if delta is None or safe.finite(delta.mean) is None:
         return Cell()
-    low, high, shown = safe.finite(delta.low), safe.finite(delta.high), signed(delta.mean, comparison.metric)
+    low, high, shown = safe.finite(delta.low), safe.finite(delta.high), signed(delta.mean, comparison.unit)
     if low is not None and high is not None:
-        shown += f" [{signed(low, comparison.metric)}, {signed(high, comparison.metric)}]"
+        shown += f" [{signed(low, comparison.unit)}, {signed(high, comparison.unit)}]"
+    shown += " (no spread)" if delta.flat else ""
     state: Literal["", "better", "worse", "unclear"] = "unclear"
     if p is not None and p < LEVEL and comparison.mode is not None:
         state = "better" if better(delta.mean, comparison) else "worse"
@@ -151,9 +155,9 @@ COSTS = (
 )
 
 
-def score_title(metric: str | None) -> str:
+def score_title(metric: str | None, unit: str) -> str:
     """What the column of scores is called."""
-    return f"{safe.name(metric)} %" if metric and percent(metric) else safe.name(metric) if metric else "score"
+    return " ".join([safe.name(metric) if metric else "score", *([safe.name(unit)] if unit else [])])
 
 
 def kind_of(row: Row, family: str) -> str:

@@ -12,10 +12,11 @@ from kdbench.board import plots, safe
 from kdbench.board.cells import score_title
 from kdbench.board.model import Task, View
 from kdbench.board.tables import headline_rows, judged_rows
+from kdbench.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.ranks import critical_difference
 from kdbench.results.record import Record
-from kdbench.results.render import better, p_value, percent
+from kdbench.results.render import better, p_value
 
 ROWS = 60
 """Rows of a plot that a reader can still follow."""
@@ -54,7 +55,7 @@ def _students(comparison: Comparison) -> list[Row]:
 
 
 def _factor(comparison: Comparison) -> float:
-    return 100.0 if percent(comparison.metric) else 1.0
+    return 100.0 if comparison.unit == PERCENT else 1.0
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -65,7 +66,7 @@ def of_comparison(view: View) -> list[Drawn]:
     """Paired differences, the score of every seed, and score against training time."""
     one = view.comparison
     rows = _students(one)[:ROWS]
-    kinds, factor, score = _Kinds(rows), _factor(one), score_title(one.metric)
+    kinds, factor, score = _Kinds(rows), _factor(one), score_title(one.metric, one.unit)
     found = []
     differences, groups = [], []
     for baseline, deltas in (
@@ -75,7 +76,7 @@ def of_comparison(view: View) -> list[Drawn]:
         for row, delta, p in deltas:
             if delta is not None and safe.finite(delta.mean) is not None:
                 low, high = _scaled(delta.low, factor), _scaled(delta.high, factor)
-                note = "" if p is None else f"p {p_value(p)}"
+                note = "no spread" if delta.flat else "" if p is None else f"p {p_value(p)}"
                 label = safe.name(row.label)
                 differences.append(plots.Interval(label, kinds(row), delta.mean * factor, low, high, note=note))
                 groups.append(f"minus {safe.name(str(baseline))}")
@@ -110,7 +111,7 @@ def _pareto(points: Sequence[plots.Point | None], what: str, axis: str, one: Com
     shown = [point for point in points if point is not None][:MARKS]
     if len({point.x for point in shown}) < 2:
         return []
-    score = score_title(one.metric)
+    score = score_title(one.metric, one.unit)
     svg = plots.pareto(shown, f"{score} against {what}", axis, score, maximise=one.mode != "min")
     caption = f"{score} against {what}; the dashed line is the front that no other arm beats in both."
     return [Drawn(Markup(svg), caption)]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench import describe
+from kdbench import cards, describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card
-from kdbench.board.task_page import put
-from kdbench.cards import read_card, task_paths
+from kdbench.board.task_page import context, put
 from kdbench.catalog import installed_method, methods
 from kdbench.results.compare import Comparison, Row
 
@@ -28,10 +27,7 @@ def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
     for name, html in pages_of.items():
         put(folder / name, html)
     rows = export.rows(
-        ({"task": task.name, "family": task.family, "scale": view.comparison.scale, "comparison": view.id}, table)
-        for task in tasks
-        for view in task.views
-        for table in [tables.comparison_table(view, task)]
+        (context(view, task), tables.comparison_table(view, task)) for task in tasks for view in task.views
     )
     put(folder / "data" / "results.csv", export.to_csv(rows))
     put(folder / "data" / "results.json", export.to_json(rows))
@@ -88,7 +84,6 @@ def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
 
 def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
     have, ranks = {task.name for task in tasks}, figures.ranks(tasks)
-    cards = [read_card(path, name, False) for name, path in task_paths().items()]
     found = [
         {"name": task.name, "slug": task.slug, "records": task.records, "title": card.title if card else ""}
         for task in tasks
@@ -109,7 +104,7 @@ def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
         family=family,
         sentence=_sentence(tasks),
         tasks=found,
-        waiting=[card.name for card in cards if card.family == family and card.name not in have],
+        waiting=[name for name, card in cards.listed().items() if card.family == family and name not in have],
         methods=listed,
         figures=[*figures.gaps(tasks, "../"), *ranks.figures],
         ranks=ranks.sentence,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kdbench import metrics
 from kdbench.board import safe
 from kdbench.board.cells import (
     COSTS,
@@ -29,19 +30,22 @@ from kdbench.cards import Reported
 from kdbench.results import render
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import fixed, number
-from kdbench.results.stats import holm, paired
+from kdbench.results.stats import adjusted, paired
 
 
 def comparison_table(view: View, task: Task, root: str = "../") -> Table:
     """One row for each arm of a comparison."""
     comparison = view.comparison
-    others = sorted({name for found in view.others.values() for name in found})[:12]
+    names = sorted({name for found in view.others.values() for name in found})[:12]
+    others = {name: metrics.unit(comparison.family, name) for name in names}
     columns = (
         Column("arm", "arm", "text"),
         Column("kind", "kind", "text", facet=True, hidden=True),
         Column("n", "seeds", help="runs that finished"),
         Column("failed", "failed", hidden=True, help="runs that failed"),
-        Column("mean", score_title(comparison.metric), help="mean over seeds ± half of its 95 % interval"),
+        Column(
+            "mean", score_title(comparison.metric, comparison.unit), help="mean over seeds ± half of its 95 % interval"
+        ),
         Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
         Column("p_alone", "p alone", help="paired t test against alone, Holm over the methods"),
         Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
@@ -52,7 +56,10 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         Column("gap_closed", "gap closed", help="(arm − alone) / (teacher − alone) [95 % interval]"),
         Column("agreement", "agreement %", help="share of test examples predicted as the teacher predicts them"),
         *COSTS,
-        *(Column(f"test.{safe.key(name)}", score_title(name), hidden=True, help="mean over seeds") for name in others),
+        *(
+            Column(f"test.{safe.key(name)}", score_title(name, unit), hidden=True, help="mean over seeds")
+            for name, unit in others.items()
+        ),
     )
     lines = []
     for row in comparison.rows:
@@ -62,7 +69,7 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
             text(kind_of(row, task.family)),
             figure(row.n),
             figure(row.failed),
-            score_cell(row, comparison.metric),
+            score_cell(row, comparison.unit),
             delta_cell(row.delta_alone, row.p_alone, comparison),
             p_cell(row.p_alone),
             delta_cell(row.delta_kd, row.p_kd, comparison),
@@ -73,14 +80,14 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
             gap_cell(row),
             figure(share, None if share is None else fixed(100 * share, 2)),
             *cost_cells(row),
-            *(_other(view.others.get(row.label, {}).get(name), name) for name in others),
+            *(_other(view.others.get(row.label, {}).get(name), unit) for name, unit in others.items()),
         )
         lines.append(Line(safe.key(row.label), cells))
     return Table(f"{task.slug}-{view.id}", render_title(comparison), columns, tuple(lines))
 
 
-def _other(value: float | None, metric: str) -> Cell:
-    return figure(value, shown(value, lambda held: number(held, metric)))
+def _other(value: float | None, unit: str) -> Cell:
+    return figure(value, shown(value, lambda held: number(held, unit)))
 
 
 def render_title(comparison: Comparison) -> str:
@@ -125,7 +132,7 @@ def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
     """The cells of ``RESULTS``."""
     return (
         figure(row.n),
-        score_cell(row, comparison.metric),
+        score_cell(row, comparison.unit),
         delta_cell(row.delta_alone, row.p_alone, comparison),
         p_cell(row.p_alone),
         delta_cell(row.delta_kd, row.p_kd, comparison),
@@ -207,9 +214,8 @@ def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
                 if row is not default and pairs:
                     delta = paired([own for own, _ in pairs], [other for _, other in pairs])
                     found.append((task, view, row, delta))
-    adjusted = holm([delta.p for *_, delta in found])
     lines = []
-    for (task, view, row, delta), p in zip(found, adjusted, strict=True):
+    for (task, view, row, delta), p in zip(found, adjusted(delta for *_, delta in found), strict=True):
         difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
         cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
         lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))
@@ -240,14 +246,15 @@ def reported_table(task: Task, reported: Iterable[Reported]) -> Table:
     lines = []
     for place, entry in enumerate(reported):
         view, row = _measured(task, entry)
-        spread = "" if entry.spread is None else f" ± {number(entry.spread, entry.metric)}"
-        shown = figure(entry.value, number(entry.value, entry.metric) + spread, badges=(Badge("reported", "reported"),))
+        unit = metrics.unit(task.family, entry.metric)
+        spread = "" if entry.spread is None else f" ± {number(entry.spread, unit)}"
+        shown = figure(entry.value, number(entry.value, unit) + spread, badges=(Badge("reported", "reported"),))
         cells = (
             text(entry.arm),
             text(entry.student),
             text(entry.metric),
             shown,
-            score_cell(row, entry.metric) if row else Cell(),
+            score_cell(row, unit) if row else Cell(),
             figure(row.n) if row else Cell(),
             text(view.comparison.scale, f"#{view.id}") if view else Cell(),
             text(entry.source),

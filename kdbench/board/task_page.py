@@ -32,7 +32,7 @@ def write(task: Task, folder: Path, families: Sequence[str]) -> None:
         cites=pages.citation(task.name, [task]),
     )
     put(folder / "task" / f"{task.slug}.html", html)
-    rows = export.rows((_context(view, task), table) for view, table in shown)
+    rows = export.rows((context(view, task), table) for view, table in shown)
     put(folder / "data" / f"{task.slug}.csv", export.to_csv(rows))
     put(folder / "data" / f"{task.slug}.json", export.to_json(rows))
 
@@ -47,9 +47,11 @@ def _data(card: Card, task: Task) -> Any:
     return dataset(card.dataset_of(task.headline.comparison.scale) if task.headline else card.dataset)
 
 
-def _context(view: View, task: Task) -> dict[str, str]:
+def context(view: View, task: Task) -> dict[str, str]:
+    """What the rows of a file say beside the table: whose they are, their metric, and which of its values is best."""
     one = view.comparison
-    return {"task": task.name, "family": task.family, "scale": one.scale, "comparison": view.id}
+    told = {"task": task.name, "family": task.family, "scale": one.scale, "comparison": view.id}
+    return {**told, "metric": one.metric or "", "best": {"max": "largest", "min": "smallest"}.get(one.mode or "", "")}
 
 
 def _view(view: View, table: Table) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from kdbench.errors import StaleCacheError
-from kdbench.hashing import digest, write_atomic
+from kdbench.errors import KdbenchError, StaleCacheError
+from kdbench.hashing import digest, file_digest, remove_unfinished, write_atomic, writing
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,10 @@ class CacheKey:
         return digest({**asdict(self), "outputs": list(self.outputs)})
 
 
+class DamagedCacheError(KdbenchError):
+    """A teacher cache whose files are not those that were written."""
+
+
 class TeacherCache:
     """Rows of named outputs, stored side by side so that one row is one contiguous read.
 
@@ -47,38 +56,51 @@ class TeacherCache:
     """
 
     def __init__(self, folder: Path, key: CacheKey) -> None:
-        """Open a finished cache. Raises :class:`StaleCacheError` when it was written for another key."""
-        manifest = json.loads((folder / "cache.json").read_text())
+        """Open a finished cache.
+
+        Raises :class:`StaleCacheError` when it was written for another key, :class:`DamagedCacheError` when its files
+        are not those that were written.
+        """
+        manifest = _manifest(folder / "cache.json")
         if manifest["key"] != key.hash:
             differs = [name for name, value in asdict(key).items() if _plain(value) != manifest["parts"].get(name)]
             raise StaleCacheError(
                 f"The teacher cache in {folder} was made for another {', '.join(differs) or 'key'}; "
                 "delete the folder to make it again."
             )
+        rows = folder / "rows.bin"
+        if not rows.exists() or file_digest(rows) != manifest["rows"]:
+            raise DamagedCacheError(f"{rows} is damaged: its digest is not the one in cache.json.")
         self.key = key
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self._widths = [math.prod(shape) for shape in self.shapes.values()]
-        data = np.memmap(folder / "rows.bin", dtype=key.dtype, mode="c", shape=(key.rows, sum(self._widths)))
+        data = np.memmap(rows, dtype=key.dtype, mode="c", shape=(key.rows, sum(self._widths)))
         self._rows = torch.from_numpy(data)
 
     @classmethod
     def ensure(cls, root: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> TeacherCache:
         """Open the cache of ``key`` under ``root``, first writing it from ``chunks`` (rows in order) if need be.
 
-        A lock keeps two processes from writing it twice; a killed writer leaves nothing that opens.
+        A lock keeps two processes from writing it twice; a killed writer leaves nothing that opens, and a damaged cache
+        is made again.
         """
         folder = root / key.hash[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            if not (folder / "cache.json").exists():
-                cls._write(folder, key, chunks)
+            remove_unfinished(folder)
+            if (folder / "cache.json").exists():
+                try:
+                    return cls(folder, key)
+                except DamagedCacheError as error:
+                    log.warning("%s The teacher cache is made again.", error)
+            cls._write(folder, key, chunks)
         return cls(folder, key)
 
     @staticmethod
     def _write(folder: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
-        rows = 0
-        with (folder / "rows.bin").open("wb") as stream:
+        rows, seen = 0, hashlib.sha256()
+        with writing(folder / "rows.bin") as stream:
             for chunk in chunks:
                 if tuple(chunk) != key.outputs:
                     raise StaleCacheError(
@@ -86,18 +108,32 @@ class TeacherCache:
                     )
                 shapes = {name: tuple(value.shape[1:]) for name, value in chunk.items()}
                 flat = torch.cat([value.detach().cpu().flatten(1) for value in chunk.values()], dim=1)
-                stream.write(np.ascontiguousarray(flat.numpy(), dtype=key.dtype).tobytes())
+                content = np.ascontiguousarray(flat.numpy(), dtype=key.dtype).tobytes()
+                seen.update(content)
+                stream.write(content)
                 rows += len(flat)
-        if rows != key.rows:
-            raise StaleCacheError(f"The teacher gave {rows} rows for data of {key.rows}.")
+            if rows != key.rows:
+                raise StaleCacheError(f"The teacher gave {rows} rows for data of {key.rows}.")
         parts = {name: _plain(value) for name, value in asdict(key).items()}
-        write_atomic(folder / "cache.json", json.dumps({"key": key.hash, "parts": parts, "shapes": shapes}, indent=1))
+        told = {"key": key.hash, "parts": parts, "shapes": shapes, "rows": seen.hexdigest()}
+        write_atomic(folder / "cache.json", json.dumps({**told, "sha256": digest(told)}, indent=1))
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``."""
         block = self._rows.index_select(0, rows)
         parts = torch.split(block, self._widths, dim=1)
         return {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What a cache says of itself, checked against its own digest."""
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        if told.pop("sha256") != digest(told):
+            raise ValueError("its digest is not that of its content")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCacheError(f"{path} is damaged ({error}), or of an older kdbench.") from None
+    return told
 
 
 def _plain(value: object) -> object:

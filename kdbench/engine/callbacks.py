@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,8 +20,11 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from kdbench.engine.seeds import axis
-from kdbench.errors import StoppedError
-from kdbench.hashing import write_atomic
+from kdbench.errors import KdbenchError, StoppedError
+from kdbench.hashing import writing
+
+log = logging.getLogger(__name__)
+DIGEST = hashlib.sha256().digest_size  # bytes at the end of a checkpoint
 
 stop_asked = threading.Event()
 """Set, from a signal handler say, to end what is being trained after its epoch, with a checkpoint."""
@@ -43,7 +50,9 @@ class StepStreams(pl.Callback):
 class Selection(pl.Callback):
     """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals.
 
-    ``last`` keeps those of the last validation instead: for tasks whose protocol has no labels to choose by.
+    A validation whose score is not finite chooses nothing; if there is no other the fit ends with
+    :class:`KdbenchError`. ``last`` keeps the weights of the last validation instead, whatever its score: for tasks
+    whose protocol has no labels to choose by.
     """
 
     def __init__(self, metric: str, mode: str = "max", last: bool = False) -> None:
@@ -54,8 +63,15 @@ class Selection(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
         better = value > self.value if self.mode == "max" else value < self.value
-        if self.epoch < 0 or better or self.last:
+        if self.last or (math.isfinite(value) and (self.epoch < 0 or better)):
             self.keep(module, trainer.current_epoch, value)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.epoch < 0:
+            raise KdbenchError(
+                f"No weights can be chosen: val/{self.metric} was not finite at any validation of the "
+                f"{trainer.current_epoch} epochs. The metric is undefined on this split, or training diverged."
+            )
 
     def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
         """Take the student's weights as they are now."""
@@ -133,10 +149,49 @@ class Checkpoints(ModelCheckpoint):
             raise StoppedError(f"Stopped after epoch {trainer.current_epoch + 1}; the checkpoint is written.")
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the place and renames; Lightning's own detour over ``$TMPDIR`` copies between file systems."""
+class CheckedCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, end with their SHA-256, and are read without running what they hold.
+
+    Written beside the place and renamed; Lightning's own detour over ``$TMPDIR`` copies between file systems.
+    """
+
+    def __init__(self) -> None:
+        self._checked: dict[str, Any] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomic(Path(path), buffer.getvalue())
+        with writing(Path(path)) as stream:
+            stream.write(buffer.getbuffer())
+            stream.write(hashlib.sha256(buffer.getbuffer()).digest())
+
+    def start(self, path: Path, set_aside: bool) -> str | None:
+        """The checkpoint to go on from, read and checked; None where there is none.
+
+        One that cannot be used counts as none; with ``set_aside`` it is renamed to ``…damaged`` and the user is told.
+        """
+        if not path.exists():
+            return None
+        try:
+            self._checked = _checkpoint(path.read_bytes())
+        except ValueError as error:
+            if set_aside:
+                aside = path.rename(path.with_name(f"{path.name}.damaged"))
+                log.warning("%s: %s It is set aside as %s; its training starts over.", path, error, aside.name)
+            return None
+        return str(path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint, self._checked = self._checked, None
+        return checkpoint or _checkpoint(Path(path).read_bytes())
+
+
+def _checkpoint(data: bytes) -> dict[str, Any]:
+    content, digest = memoryview(data)[:-DIGEST], data[-DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("the checkpoint is damaged, or of an older kdbench: its digest is not that of its content.")
+    try:
+        checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError("the checkpoint holds other than tensors, numbers, texts, lists and mappings.") from error
+    return checkpoint

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchmetrics import ConfusionMatrix, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.teachers import Outputs
+from kdbench.metrics import Undefined, scores
 from kdbench.options import Optimizer
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -26,48 +27,43 @@ class Classification(DistillationModule):
 
     def __init__(self, student: nn.Module, optimizer: Optimizer, classes: int) -> None:
         super().__init__(student, optimizer)
-        self.metrics = nn.ModuleDict({"val_": metrics(classes), "test_": metrics(classes)})
+        self.metrics = nn.ModuleDict({"val_": counter(classes), "test_": counter(classes)})
         self._predicted: list[Tensor] = []
         self._details: dict[str, Any] = {}
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=-1)
-        self._metrics_of(split).update(predicted, targets)
+        self.metrics[f"{split}_"].update(predicted, targets)  # type: ignore[operator]
         if split == "test":
             self._predicted.append(predicted.cpu())
 
-    def results(self, split: str) -> dict[str, float]:
-        found = self._metrics_of(split)
-        values = found.compute()
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
+        found = self.metrics[f"{split}_"]
+        assert isinstance(found, MulticlassConfusionMatrix)
+        confusion: list[list[int]] = found.compute().tolist()
+        found.reset()
+        if not any(map(any, confusion)):
+            return dict.fromkeys(("accuracy", "macro_f1"), Undefined("it has no examples"))
         if split == "test":
             predictions, self._predicted = torch.cat(self._predicted), []
-            self._details = {"confusion": values["confusion"].tolist(), "predictions": encode(predictions)}
-        found.reset()
-        return {name: float(values[name]) for name in ("accuracy", "macro_f1")}
-
-    def _metrics_of(self, split: str) -> MetricCollection:
-        found = self.metrics[f"{split}_"]
-        assert isinstance(found, MetricCollection)
-        return found
+            self._details = {"confusion": confusion, "predictions": encode(predictions)}
+        return scores(confusion)
 
     def details(self) -> dict[str, Any]:
         return self._details
 
 
-def metrics(classes: int) -> MetricCollection:
-    """``accuracy``, ``macro_f1`` and the ``confusion`` matrix (rows: true classes) of predicted classes ``[b]``."""
-    options: dict[str, Any] = {"num_classes": classes, "sync_on_compute": False}
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(average="micro", **options),
-            "macro_f1": MulticlassF1Score(average="macro", **options),
-            "confusion": ConfusionMatrix(task="multiclass", **options),
-        },
-        compute_groups=False,
-    )
+def counter(classes: int) -> MulticlassConfusionMatrix:
+    """The confusion matrix (rows: true classes) of predicted classes ``[b]``; all scores are computed from it."""
+    return MulticlassConfusionMatrix(classes, sync_on_compute=False)
+
+
+def scores_of(predicted: Tensor, targets: Tensor, classes: int) -> dict[str, float]:
+    """``accuracy`` and ``macro_f1`` of predicted classes ``[b]``."""
+    return scores(counter(classes)(predicted, targets).tolist())
 
 
 def encode(predictions: Tensor) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,28 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from kdbench.engine.callbacks import AtomicCheckpoints, Checkpoints, StepStreams
-from kdbench.engine.distributed import started
+from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepStreams
+from kdbench.engine.distributed import rank
+from kdbench.hashing import remove_unfinished
 from kdbench.options import Trainer
+
+EXPECTED = (
+    r"The '\w+_dataloader' does not have many workers",  # small batches, made faster than workers could hand them over
+    r"Checkpoint directory .* exists and is not empty",  # the run's own folder
+    r"Found \d+ module\(s\) in eval mode",  # parts that a network keeps frozen
+    r"GPU available but not used",  # asked for by trainer.accelerator=cpu
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # what is logged is that of all processes
+    r"The `srun` command is available on your system but is not used",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+)
+"""How Lightning's warnings begin that hold for every run and tell a user nothing; all others are shown."""
+
+for _message in EXPECTED:
+    warnings.filterwarnings("ignore", message=_message)
+for _name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def fit(
@@ -26,10 +46,13 @@ def fit(
 ) -> torch.device:
     """Train for ``epochs``, from ``folder/last.ckpt`` if there is one; the device that it ran on.
 
+    A damaged checkpoint is set aside, and what killed writers left in ``folder`` is removed: hold its lock.
     Raises :class:`StoppedError` after ``callbacks.stop_asked`` was set, and KeyboardInterrupt where Lightning turned
     one into an exit.
     """
-    checkpoint = Checkpoints(folder, options.checkpoint_every_n_epochs)
+    if rank(options.processes) == 0:
+        remove_unfinished(folder)
+    checkpoint, files = Checkpoints(folder, options.checkpoint_every_n_epochs), CheckedCheckpoints()
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator=options.accelerator,
@@ -41,7 +64,7 @@ def fit(
         gradient_clip_val=options.gradient_clip_val or None,
         check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
         callbacks=[StepStreams(seed), *callbacks, checkpoint],
-        plugins=[AtomicCheckpoints(), *_environment(options)],
+        plugins=[files, *_environment(options)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -49,12 +72,14 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    last = folder / "last.ckpt"
-    start = str(last) if last.exists() else None
+    start = files.start(folder / "last.ckpt", set_aside=rank(options.processes) == 0)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=False)
-    except SystemExit:
-        if trainer.interrupted:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except BaseException as error:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.procs.clear()  # else Lightning kills us when one of them ends, before we have told of the error
+        if isinstance(error, SystemExit) and trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
     return trainer.strategy.root_device
@@ -62,8 +87,8 @@ def fit(
 
 def _environment(options: Trainer) -> list[Any]:
     """Where Lightning would choose wrongly: how the processes of a fit find each other."""
-    if options.processes == 1 and started() > 1:
-        return [LightningEnvironment()]  # a stage, which shall not look for our siblings
+    if options.processes == 1:
+        return [LightningEnvironment()]  # no siblings, whatever the variables of a launcher say
     if SLURMEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]  # its own checkpoints are from the middle of an epoch
     return []

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from kdbench.engine.stages import Stage
-from kdbench.engine.teachers import Outputs, Teacher
+from kdbench.engine.teachers import OUTPUT, Named, Outputs, Teacher
 
 if TYPE_CHECKING:
     from kdbench.engine.module import DistillationModule
@@ -24,6 +24,10 @@ class Shapes:
 
     student: Mapping[str, tuple[int, ...]]
     teacher: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "student", Named("tapped student feature", self.student))
+        object.__setattr__(self, "teacher", Named(OUTPUT, self.teacher))
 
 
 @dataclass
@@ -66,6 +70,11 @@ class Method(pl.Callback):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    @property
+    def name(self) -> str:
+        """The name that it is asked for by: that of its file."""
+        return type(self).__module__.rpartition(".")[2]
 
     def stages(self, task: Task) -> Sequence[Stage]:
         """Stages to finish before the student is trained, in order; they may need the task's own stages by name.

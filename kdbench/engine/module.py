@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.distributed import in_all, of_all
 from kdbench.engine.method import Method, Step
 from kdbench.engine.taps import Taps
-from kdbench.engine.teachers import Outputs, Teacher
-from kdbench.errors import NonFiniteLossError
+from kdbench.engine.teachers import Named, Outputs, Teacher
+from kdbench.errors import KdbenchError, NonFiniteLossError, UnknownNameError, unknown
+from kdbench.metrics import Undefined, defined
 from kdbench.options import Optimizer
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
@@ -34,6 +36,8 @@ class DistillationModule(pl.LightningModule):
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
         self._told: dict[str, list[Any]] = {}
+        self.headline: str | None = None
+        """The metric that the fit is judged by, which must be defined."""
 
     @abstractmethod
     def forward_batch(self, batch: Any) -> Outputs:
@@ -52,8 +56,15 @@ class DistillationModule(pl.LightningModule):
         """Add an evaluation batch to the metrics of ``split``."""
 
     @abstractmethod
-    def results(self, split: str) -> dict[str, float]:
-        """The metrics of ``split`` over the batches since the last call, which they forget."""
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
+        """The metrics of ``split`` over the batches since the last call, which they forget.
+
+        They are those of the family's ``METRICS``; :class:`kdbench.metrics.Undefined` where the labels define no value.
+        """
+
+    def scores(self, split: str) -> dict[str, float]:
+        """The results that are defined. Raises :class:`UndefinedMetricError` where ``headline`` is not."""
+        return defined(self.results(split), self.headline, split)
 
     def details(self) -> dict[str, Any]:
         """Record fields (``confusion``, ``predictions``) of the last test."""
@@ -65,7 +76,7 @@ class DistillationModule(pl.LightningModule):
 
     def attach(self, method: Method, teachers: Mapping[str, Teacher], modules: Mapping[str, nn.Module]) -> None:
         """Give the module its method, its teachers (held, not registered) and the networks that are trained with it."""
-        self._method, self._teachers = method, teachers
+        self._method, self._teachers = method, Named("teacher", teachers)
         self._taps = Taps(self.student, method.taps(self.student))
         self.method_modules.update(modules)
 
@@ -80,19 +91,56 @@ class DistillationModule(pl.LightningModule):
         assert self._method is not None, "attach() comes first"
         output, features = self.observe(batch)
         targets = self.targets(batch)
-        step = Step(batch, targets, output, features, self._teachers, self.current_epoch, self)
-        terms = {**self.task_terms(output, targets), **self._method.loss_terms(step)}
-        weights = self._method.weights(step)
-        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        if not torch.isfinite(total):
-            raise NonFiniteLossError(self.global_step, {name: float(term.detach()) for name, term in terms.items()})
+        named = Named("student output", output), Named("tapped student feature", features)
+        step = Step(batch, targets, *named, self._teachers, self.current_epoch, self)
+        try:
+            terms = {**self.task_terms(output, targets), **self._method.loss_terms(step)}
+            weights = self._method.weights(step)
+        except UnknownNameError as error:
+            raise KdbenchError(f"Method '{self._method.name}': {error}") from error
+        total = self._total(terms, weights)
+        self._check_finite(total, terms)
         self._tell(
             {"loss": total, **terms, **{f"weight of {name}": w for name, w in weights.items()}, **step.told}, targets
         )
         return total
 
+    def _total(self, terms: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> Tensor:
+        """The weighted sum of the terms; :class:`KdbenchError` names the method and the term at fault."""
+        assert self._method is not None
+        if not weights.keys() <= terms.keys():
+            wrong = next(name for name in weights if name not in terms)
+            raise KdbenchError(f"Method '{self._method.name}', weights: {unknown('loss term', wrong, terms)}")
+        try:
+            each = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()])
+        except (RuntimeError, TypeError) as error:
+            raise self._misshapen(terms, weights) or error from None
+        if each.dim() != 1:
+            raise self._misshapen(terms, weights) or AssertionError(each.shape)
+        return each.sum()
+
+    def _misshapen(self, terms: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> KdbenchError | None:
+        """The error for terms or weights that are no scalars, or no terms at all; None if they are as is due."""
+        assert self._method is not None
+        if not terms:
+            return KdbenchError(f"Method '{self._method.name}': neither it nor the task names a loss term.")
+        found = [("the loss term", name, term) for name, term in terms.items()]
+        found += [("the weight of", name, w) for name, w in weights.items() if not isinstance(w, int | float)]
+        faults = [f"{what} '{name}' is {_shape(value)}" for what, name, value in found if not _is_scalar(value)]
+        told = f"Method '{self._method.name}': {', '.join(faults)}; a scalar tensor is due."
+        return KdbenchError(told) if faults else None
+
+    def _check_finite(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """:class:`NonFiniteLossError`, the same in all processes, where one of them has such a loss."""
+        finite, several = torch.isfinite(total), self.trainer.world_size > 1
+        if in_all(finite) if several else finite:
+            return
+        mine = None if finite else {name: float(term.detach()) for name, term in terms.items()}
+        found = next(told for told in (of_all(mine) if several else [mine]) if told is not None)
+        raise NonFiniteLossError(self.global_step, found)
+
     def _tell(self, values: Mapping[str, Tensor | float], targets: Any) -> None:
-        """Log ``train/<name>``, each the mean over the epoch's examples.
+        """Log ``train/<name>``, each the mean over the epoch's examples in all processes.
 
         Summed here and handed to Lightning with the last batch: its own bookkeeping costs milliseconds a step.
         """
@@ -102,22 +150,35 @@ class DistillationModule(pl.LightningModule):
             sums[0] = sums[0] + torch.as_tensor(value).detach() * size
             sums[1] += size
         if self.trainer.is_last_batch:
+            told = self._told if self.trainer.world_size == 1 else _summed(of_all(_plain(self._told)))
             self.log_dict(
-                {name: total / examples for name, (total, examples) in self._told.items()},
+                {name: total / examples for name, (total, examples) in told.items()},
                 on_epoch=True,
                 on_step=False,
                 batch_size=1,
             )
             self._told.clear()
 
+    def judge(self, split: str, batch: Any, batch_idx: int) -> None:
+        """Add the student's outputs for a batch to the metrics of ``split``.
+
+        :class:`KdbenchError` names the first row with a NaN or infinite output: it would be scored as some class.
+        """
+        output = self.forward_batch(batch)
+        for name, value in output.items():
+            row = _first_bad_row(value)
+            if row is not None:
+                raise KdbenchError(
+                    f"The student's output '{name}' for the {split} split is not finite: row {row} of batch "
+                    f"{batch_idx} (both from 0). Either the data hold such values, or the training came to them."
+                )
+        self.evaluate(split, output, self.targets(batch))
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluate("val", self.forward_batch(batch), self.targets(batch))
+        self.judge("val", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.results("val").items()})
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluate("test", self.forward_batch(batch), self.targets(batch))
+        self.log_dict({f"val/{name}": value for name, value in self.scores("val").items()})
 
     def configure_optimizers(self) -> Any:
         options = self.optimizer_options
@@ -129,3 +190,35 @@ class DistillationModule(pl.LightningModule):
             return optimizer
         epochs = self.trainer.max_epochs or 1
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _shape(value: object) -> str:
+    return f"of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _first_bad_row(value: Any) -> int | None:
+    """The first row of an output (one tensor, or one a row) that holds NaN or an infinity."""
+    if not isinstance(value, Tensor):
+        return next((row for row, part in enumerate(value) if _first_bad_row(part) is not None), None)
+    if not value.is_floating_point() or torch.isfinite(value.sum()):
+        return None
+    bad = ~torch.isfinite(value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)).all(dim=1)
+    return int(bad.nonzero()[0]) if bad.any() else None
+
+
+def _plain(told: Mapping[str, list[Any]]) -> dict[str, tuple[float, int]]:
+    return {name: (float(total), examples) for name, (total, examples) in told.items()}
+
+
+def _summed(parts: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """The sums over processes, of which one may not have told of all."""
+    told: dict[str, tuple[float, int]] = {}
+    for part in parts:
+        for name, (total, examples) in part.items():
+            before = told.get(name, (0.0, 0))
+            told[name] = before[0] + total, before[1] + examples
+    return told

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
+import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,11 +16,11 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from kdbench.catalog import family_module, method
+from kdbench.catalog import family_module, imported, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_started, rank
+from kdbench.engine.distributed import check_place, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -29,12 +28,11 @@ from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import EMATeacher, Teacher
-from kdbench.errors import NonFiniteLossError, UsageError
-from kdbench.hashing import digest, write_atomic
+from kdbench.errors import DataError, NonFiniteLossError, UsageError
+from kdbench.hashing import collected_digests, digest, write_atomic
+from kdbench.provenance import Made, finished, stale
 from kdbench.results import record as records
 
-logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric).*")
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
@@ -72,19 +70,10 @@ class Outcome:
     reused: bool
 
 
-def finished(root: Path, config: RunConfig) -> records.Record | None:
-    """The record of this run if it is done and valid."""
-    path = run_folder(root, config) / "record.json"
-    if not path.exists():
-        return None
-    record = records.loads(path.read_text(), str(path))
-    return record if record.status == "done" else None
-
-
 def load_method(config: RunConfig) -> Method:
     """The method object of a run."""
     info = method(config.method, config.family, config.kind)
-    module = importlib.import_module(info.module)
+    module = imported(info.module)
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == info.module)
     found = next(kind for kind in own if issubclass(kind, Method))
     options = getattr(module, "Hyperparameters", info.hyperparameters)
@@ -97,40 +86,57 @@ def load_task(config: RunConfig, store: StageStore) -> Task:
     return built
 
 
-def run(config: RunConfig, root: Path, reporter: Reporter) -> Outcome | None:
+def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = False) -> Outcome | None:
     """Do one run, or return the record of an earlier one. A killed run goes on from its last checkpoint.
+
+    An earlier record is stale where code, data or teacher files are not those that it was made of: it is said why and
+    the run is done again, unless ``keep_stale``.
 
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
-    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_process(folder, reporter):
-        earlier = finished(root, config)
+    with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
+        try:
+            earlier = finished(root, config)
+        except records.InvalidRecord as error:
+            if error.problems[0].field == "schema_version":  # of a newer kdbench
+                raise
+            earlier = None
+            reporter.note(f"{error.short} The run is done again.")
+            if is_first(config.trainer.processes):
+                os.replace(folder / "record.json", folder / "stale.json")
         if earlier is not None:
-            return Outcome(earlier, folder, reused=True)
+            if keep_stale or not (why := stale(earlier, config, folder)):
+                return Outcome(earlier, folder, reused=True)
+            reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
+            if is_first(config.trainer.processes):
+                os.replace(folder / "record.json", folder / "stale.json")
         started = datetime.now(UTC)
         try:
-            session = Session(config, root, folder, reporter)
-            fields = session.execute()
+            check_place(config.trainer)
+            with processor_threads(config.trainer.threads):
+                session = Session(config, root, folder, reporter)
+                fields = session.execute()
         except NonFiniteLossError as error:
             terms = {name: _told(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
-            if rank() == 0:
+            if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
-        except UsageError:
-            _forget(folder)
+        except (DataError, UsageError):
+            if is_first(config.trainer.processes):
+                _forget(folder)
             raise
         if fields is None:
             return None
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
-def is_first() -> bool:
-    """Whether we are the only process of this run, or the first of several: the one that writes its record."""
-    return rank() == 0
+def is_first(processes: int) -> bool:
+    """Whether we are the only one or the first of the ``processes`` of a run: the one that writes its record."""
+    return rank(processes) == 0
 
 
 def stop() -> None:
@@ -140,6 +146,7 @@ def stop() -> None:
 
 def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
+    check_place(config.trainer.in_one_process())
     session = Session(config, root, run_folder(root, config), reporter)
     taught = session.method.teacher == "frozen"
     for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:
@@ -151,8 +158,9 @@ def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
 
 def _forget(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and those around it that are empty then."""
-    if rank() == 0 and [path.name for path in folder.iterdir()] == ["lock"]:
-        (folder / "lock").unlink()
+    if {path.name for path in folder.iterdir()} <= {"lock", "made.json"}:
+        for name in ("made.json", "lock"):
+            (folder / name).unlink(missing_ok=True)
         for place in (folder, folder.parent, folder.parent.parent):
             with suppress(OSError):
                 place.rmdir()
@@ -164,19 +172,27 @@ def _told(value: float) -> float | str:
 
 @contextmanager
 def _only_process(folder: Path, reporter: Reporter) -> Iterator[None]:
-    if rank() > 0:
-        yield
-        return
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        reporter.note(f"Another process is at this run ({folder}); waiting for it.")
-        lock.acquire()
+    while (lock := _locked(folder, reporter)) is None:
+        pass
     try:
         yield
     finally:
         lock.release()
+
+
+def _locked(folder: Path, reporter: Reporter) -> FileLock | None:
+    """The lock of a run's folder; None when another process removed the folder meanwhile, as :func:`_forget` does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reporter.note(f"Another process is at this run ({folder}); waiting for it.")
+            lock.acquire()
+    except FileNotFoundError:
+        return None
+    return lock
 
 
 def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: datetime) -> records.Record:
@@ -192,7 +208,7 @@ def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: dat
         "notes": [],
         "curves": {},
         "started": started,
-        "finished": datetime.now(UTC),
+        "finished": max(started, datetime.now(UTC)),
         **dict.fromkeys(ABSENT),
     }
     record = records.seal({**content, **fields})
@@ -206,20 +222,25 @@ class Session:
 
     def __init__(self, config: RunConfig, root: Path, folder: Path, reporter: Reporter) -> None:
         self.config, self.folder, self.reporter = config, folder, reporter
-        self.store = StageStore(root / "stages")
-        self.task = load_task(config, self.store)
+        self.store = StageStore(root / "stages", reporter.note)
+        with collected_digests() as self.read:
+            self.task = load_task(config, self.store)
         self.method = load_method(config)
+        self.made = Made(code={})
         self.device = torch.device("cpu")
 
     def execute(self) -> dict[str, Any] | None:
         """Stages, training, selection, test, costs; the record's fields, or None in all processes but the first."""
         memory = costs.PeakMemory()
-        for stage in self.stages():
+        with collected_digests() as read:
+            stages = self.stages()
+        self.begin({**self.read, **read})
+        for stage in stages:
             self.reporter.stage(stage.name)
             self.store.ensure(stage)
         module, teachers = self.assemble()
         selection, curves = self.train(module)
-        if rank() > 0:
+        if not is_first(self.config.trainer.processes):
             return None
         module.student.load_state_dict(selection.weights)
         module.to(self.device).eval()
@@ -242,6 +263,18 @@ class Session:
         """What is done before the student is trained; the task's teacher only for a method that asks for it."""
         teacher = self.task.stages() if self.method.teacher == "frozen" else ()
         return [*self.task.foundation(), *teacher, *self.method.stages(self.task)]
+
+    def begin(self, read: Mapping[Path, str]) -> None:
+        """Say what the run is made of; a checkpoint of a run that was made of something else is not gone on with."""
+        self.made = Made.of(self.config, read)
+        if not is_first(self.config.trainer.processes):
+            return
+        last, before = self.folder / "last.ckpt", Made.load(self.folder)
+        if last.exists() and before != self.made:
+            why = before.differences(self.made) if before else ["what made it is not known"]
+            self.reporter.note(f"{self.config.command}: begins anew, not from its checkpoint, since {'; '.join(why)}.")
+            last.unlink()
+        self.made.save(self.folder)
 
     def assemble(self) -> tuple[DistillationModule, dict[str, Teacher]]:
         """Student, method networks and teachers, put together; each initialised from its own stream."""
@@ -267,7 +300,7 @@ class Session:
         """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
         config, metric = self.config, self.config.metric
         epochs = self.method.epochs(config.trainer.max_epochs)
-        selection, curves = Selection(metric, last=self.task.selects == "last"), Curves()
+        module.headline, selection, curves = metric, self.task.selection(), Curves()
         if not epochs:
             selection.keep(module, 0, float("nan"))
             return selection, curves
@@ -287,6 +320,7 @@ class Session:
         facts, stages = self.task.facts, self.store.results.values()
         told = ("name", "sha256", "split_sha256", "generated", "licence")
         return {
+            "code": {"sha256": digest(self.made.code), "files": self.made.code},
             "data": {**{name: getattr(facts, name) for name in told}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],

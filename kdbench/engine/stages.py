@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from kdbench.errors import StaleCacheError
-from kdbench.hashing import digest, source_digest, write_atomic
+from kdbench.hashing import digest, file_digest, write_atomic
+from kdbench.provenance import closure_digest
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work. Its address is the SHA-256 of its name, inputs, source files and upstream addresses."""
+    """One piece of work. Its address is the SHA-256 of its name, inputs, code and upstream addresses."""
 
     name: str
     inputs: Mapping[str, Any]
@@ -39,40 +41,83 @@ class Stage:
 
     The folder may hold what a killed attempt left; go on from it where that is exact, else overwrite it.
     """
-    code: Sequence[Path] = ()
-    """Source files that the result depends on."""
+    code: Sequence[str] = ()
+    """Modules beside ``run``'s own that the work is done by; with all that they import they are its code."""
     needs: tuple[str, ...] = ()
     """Names of upstream stages."""
 
     def key(self, upstream: Mapping[str, StageResult]) -> str:
         """The content address."""
         keys = {name: upstream[name].key for name in self.needs}
-        return digest({"name": self.name, "inputs": dict(self.inputs), "code": source_digest(self.code), "needs": keys})
+        code = closure_digest((self.run.__module__, *self.code))
+        return digest({"name": self.name, "inputs": dict(self.inputs), "code": code, "needs": keys})
+
+
+def _silent(text: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass
 class StageStore:
-    """Finished stages under one folder, each in ``<root>/<name>-<key>``."""
+    """Finished stages under one folder, each in ``<root>/<name>-<key>``; ``note`` hears what the user should know."""
 
     root: Path
+    note: Callable[[str], None] = _silent
     results: dict[str, StageResult] = field(default_factory=dict)
 
     def ensure(self, stage: Stage) -> StageResult:
-        """The result of ``stage``, doing the work unless it is done; a lock makes parallel runs wait for one worker."""
+        """The result of ``stage``, doing the work unless it is done; a lock makes parallel runs wait for one worker.
+
+        A stage whose files are not those that it left is done again.
+        """
         key = stage.key(self.results)
         folder = self.root / f"{stage.name}-{key[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             done = folder / "stage.json"
-            reused = done.exists()
-            if not reused:
+            told = self._finished(folder, key)
+            reused = told is not None
+            if told is None:
                 started = time.perf_counter()
                 info = dict(stage.run(folder, self.results))
                 seconds = time.perf_counter() - started
-                write_atomic(done, json.dumps({"key": key, "info": info, "seconds": seconds}, indent=1))
-            told = json.loads(done.read_text())
-        if told["key"] != key:
-            raise StaleCacheError(f"The stage in {folder} has another address; delete the folder to do it again.")
+                told = {"key": key, "info": info, "seconds": seconds, "files": _kept(folder)}
+                write_atomic(done, json.dumps({**told, "digest": digest(told)}, indent=1))
         result = StageResult(stage.name, key, folder, told["info"], told["seconds"], reused)
         self.results[stage.name] = result
         return result
+
+    def _finished(self, folder: Path, key: str) -> dict[str, Any] | None:
+        """What a finished stage left word of; None where there is none, or its files are not what they were."""
+        done = folder / "stage.json"
+        if not done.exists():
+            return None
+        try:
+            told: dict[str, Any] = json.loads(done.read_bytes())
+            sound = told.pop("digest") == digest(told)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound, told = False, {"key": key}
+        damaged = [] if sound else [done.name]
+        for name, wanted in told["files"].items() if sound else ():
+            if not (folder / name).is_file() or file_digest(folder / name) != wanted:
+                damaged.append(name)
+        if told["key"] != key:
+            raise StaleCacheError(f"The stage in {folder} has another address; delete the folder to do it again.")
+        if not damaged:
+            return told
+        self.note(f"{folder / damaged[0]} is damaged: its content is not what the stage left. Doing the stage again.")
+        for name in (done.name, *damaged):
+            (folder / name).unlink(missing_ok=True)
+        return None
+
+
+def _kept(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files of a stage by path below its folder, each on the disk before the stage counts as done."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in ("lock", "stage.json", "last.ckpt"):
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            found[name] = file_digest(path)
+    return found

@@ -24,8 +24,8 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
-
-WHERE = ("accelerator", "checkpoint_every_n_epochs")  # trainer options that change no result
+from kdbench.metrics import named
+from kdbench.options import UNCHANGING
 
 
 @dataclass(frozen=True)
@@ -142,20 +142,27 @@ class Task(ABC):
 
     @torch.no_grad()
     def score(self, module: DistillationModule, split: str) -> dict[str, float]:
-        """The metrics of the module's network as it stands; the only place where the test loader is made."""
+        """The metrics of the module's network as it stands; the only place where the test loader is made.
+
+        Raises :class:`UndefinedMetricError` where the module's ``headline`` has no value.
+        """
         module.eval()
         data = self.data()
-        for batch in data.test_dataloader() if split == "test" else data.val_dataloader():
-            moved = module.transfer_batch_to_device(batch, module.device, 0)
-            module.evaluate(split, module.forward_batch(moved), module.targets(moved))
-        return module.results(split)
+        for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
+            module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
+        return module.scores(split)
+
+    def selection(self) -> Selection:
+        """Keeps the weights that are deployed: the best or the last by the card's metric."""
+        config = self.config
+        mode = named(config.family, config.kind, config.metric).mode
+        return Selection(config.metric, mode, last=self.selects == "last")
 
     def supervised(
         self,
         name: str,
         network: Callable[[], nn.Module],
         inputs: Mapping[str, Any],
-        code: Sequence[Path],
         epochs: int,
         seed: int,
         data: pl.LightningDataModule | None = None,
@@ -171,15 +178,16 @@ class Task(ABC):
             with seeded(axis(seed, "student")):
                 module = self.module(network())
             module.attach(Method(None), {}, {})
-            selection = Selection(config.metric, last=self.selects == "last")
+            module.headline, selection = config.metric, self.selection()
             fit(module, data or self.data(), options, epochs, seed, folder, [selection])
             save_file(selection.weights, folder / "weights.safetensors")
             (folder / "last.ckpt").unlink(missing_ok=True)
             return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
 
-        trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *WHERE)}
+        trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
         told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
-        return Stage(name, {**told, "metric": config.metric}, run, code)
+        told |= {"metric": config.metric, "mode": self.selection().mode}
+        return Stage(name, told, run, (type(self).__module__,))
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

@@ -10,16 +10,31 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from kdbench.engine.cache import TeacherCache
+from kdbench.engine.distributed import first_decides
 from kdbench.engine.seeds import axis
+from kdbench.errors import UnknownNameError, unknown
 
+T = TypeVar("T")
 Outputs = dict[str, Tensor]
+OUTPUT = "teacher output"
+
+
+class Named(dict[str, T]):
+    """Values by name; for a name that is not there :class:`UnknownNameError` tells those that are."""
+
+    def __init__(self, kind: str, values: Mapping[str, T]) -> None:
+        super().__init__(values)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> T:
+        raise UnknownNameError(str(unknown(self.kind, name, self)))
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -53,7 +68,7 @@ class FrozenTeacher(Teacher):
         if isinstance(batch, Tensor) and batch.device != self._device:
             self.network, self._device = self.network.to(batch.device), batch.device
         with torch.no_grad():
-            return self._forward(self.network, batch)
+            return Named(OUTPUT, self._forward(self.network, batch))
 
 
 class CachedTeacher(Teacher):
@@ -70,7 +85,8 @@ class CachedTeacher(Teacher):
         rows = self._rows(batch)
         if self._last is None or not torch.equal(self._last[0], rows):  # full batches ask for the same rows each step
             at = rows.cpu() if self._order is None else self._order[rows.cpu()]
-            self._last = (rows, {name: value.to(rows.device) for name, value in self.cache.read(at).items()})
+            outputs = {name: value.to(rows.device) for name, value in self.cache.read(at).items()}
+            self._last = (rows, Named(OUTPUT, outputs))
         return self._last[1]
 
 
@@ -88,7 +104,7 @@ class RandomTeacher(Teacher):
 
     def __call__(self, batch: Any) -> Outputs:
         rows = self._rows(batch)
-        return {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()}
+        return Named(OUTPUT, {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()})
 
 
 def shuffled(groups: Tensor, seed: int) -> Tensor:
@@ -107,17 +123,23 @@ def shuffled(groups: Tensor, seed: int) -> Tensor:
 class EMATeacher(pl.Callback, Teacher):
     """A moving average of the student: ``t ← keep · t + (1 − keep) · s`` after every ``every`` optimiser steps.
 
-    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint. With
-    ``deploy`` the average is what is validated, selected and deployed, in the student's place.
+    Floating-point parameters and buffers move; integer buffers are copied. Its state travels in the checkpoint, where
+    ``name`` tells teachers of the same settings apart. With ``deploy`` the average is what is validated, selected and
+    deployed, in the student's place.
     """
 
     sha256 = ""
 
     def __init__(
-        self, keep: float, forward: Callable[[nn.Module, Any], Outputs], every: int = 1, deploy: bool = False
+        self,
+        keep: float,
+        forward: Callable[[nn.Module, Any], Outputs],
+        every: int = 1,
+        deploy: bool = False,
+        name: str = "teacher",
     ) -> None:
-        self.keep, self.every, self.deploy = keep, every, deploy
-        self._forward = forward
+        self.keep, self.every, self.deploy, self.name = keep, every, deploy, name
+        self._forward, self._steps = forward, 0
         self.network: nn.Module | None = None
         self._restored: Mapping[str, Tensor] | None = None
 
@@ -126,12 +148,22 @@ class EMATeacher(pl.Callback, Teacher):
         if self._restored is not None:
             self.network.load_state_dict(self._restored)
 
+    @property
+    def state_key(self) -> str:
+        """The place of its state in a checkpoint, its own beside other moving averages."""
+        return self._generate_state_key(name=self.name, keep=self.keep, every=self.every)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._steps = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.global_step % self.every == 0:
-            self.update(module.get_submodule("student"))
+        if trainer.global_step // self.every > self._steps // self.every:
+            student = module.get_submodule("student")
+            if trainer.world_size > 1:
+                first_decides(student.buffers())  # running statistics differ until the next forward pass
+            self.update(student)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.deploy:
@@ -167,7 +199,7 @@ class EMATeacher(pl.Callback, Teacher):
     def __call__(self, batch: Any) -> Outputs:
         assert self.network is not None
         with torch.no_grad():
-            return self._forward(self.network, batch)
+            return Named(OUTPUT, self._forward(self.network, batch))
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.network is None else {"network": self.network.state_dict()}

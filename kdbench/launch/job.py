@@ -1,4 +1,4 @@
-"""One run of a sweep in the process that does it, whoever launched that process."""
+"""Runs in the process that does them, whoever launched that process."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ import json
 import os
 import signal
 import sys
-import traceback
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kdbench.catalog import require_extra
 from kdbench.errors import StoppedError
-from kdbench.launch.local import RUN_ERRORS, told
+from kdbench.launch.endings import Ending, told
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run
 
+if TYPE_CHECKING:
+    from kdbench.engine.runner import Outcome, Reporter
 
-def execute(run: Run, root: Path, folder: Path, log: str, job: str | None = None) -> None:
-    """Do a run and keep its state file in the sweep's ``folder``. Raises whatever the run died of."""
+INTERVAL = 0.2  # seconds between two epochs that a worker tells of
+
+
+def execute(run: Run, root: Path, reporter: Reporter) -> Outcome | None:
+    """Do a run, or find it done. Raises whatever it died of."""
     from kdbench.engine import runner
 
-    journal = Journal(state_path(folder, run.hash), log, job) if runner.is_first() else None
+    config = run.config()
+    require_extra(config.family)
+    return runner.run(config, root, reporter, run.keep_stale)
+
+
+def journalled(run: Run, root: Path, journal: Journal, reporter: Reporter | None = None) -> Outcome | None:
+    """:func:`execute` with the end of it in the run's state file. Raises whatever the run died of."""
     try:
-        config = run.config()
-        require_extra(config.family)
-        runner.run(config, root, journal or runner.Silent())
+        outcome = execute(run, root, reporter or journal)
     except StoppedError as error:
-        if journal:
-            journal.end("stopped", str(error))
+        journal.end("stopped", str(error))
         raise
     except Exception as error:  # whatever it is, the state file should name it
-        if journal:
-            journal.end("failed", told(error))
+        journal.end("failed", told(error))
         raise
-    if journal:
-        journal.end("done")
+    journal.end("done")
+    return outcome
 
 
 def prepare(runs: list[Run], root: Path) -> None:
@@ -54,7 +64,7 @@ def prepare(runs: list[Run], root: Path) -> None:
             runner.prepare(config, root, runner.Silent())
         except StoppedError:
             raise
-        except RUN_ERRORS as error:
+        except Exception as error:
             print(f"{run.command}: {told(error)}", file=sys.stderr)
 
 
@@ -71,29 +81,93 @@ def on_signal(number: signal.Signals, then: Callable[[], Any] | None = None) -> 
     signal.signal(number, handler)
 
 
-def serve(root: Path, folder: Path) -> None:
-    """A worker: a run for each line of JSON on standard input, an answer for each on standard output.
+class Teller:
+    """A worker's reporter: a line of JSON to the parent for what happens, and all of it to the journal of a sweep."""
 
-    What a run prints goes to its log. An answer holds the ``reason`` of a failure and the number of a system's
-    ``error``, each null where there is none.
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.journal: Journal | None = None
+        self._told = 0.0
+
+    def send(self, **message: Any) -> None:
+        """Tell the parent; one that is gone hears nothing."""
+        with suppress(BrokenPipeError):
+            self.stream.write(json.dumps(message) + "\n")
+            self.stream.flush()
+
+    def begin(self, journal: Journal | None) -> None:
+        """A run begins."""
+        self.journal, self._told = journal, 0.0
+
+    def stage(self, name: str) -> None:
+        """A stage of the run begins."""
+        if self.journal:
+            self.journal.stage(name)
+        self.send(stage=name)
+
+    def epoch(self, done: int, total: int, value: float | None) -> None:
+        """An epoch of the student's training is done; the parent hears of the first, and of a few a second."""
+        if self.journal:
+            self.journal.epoch(done, total, value)
+        if time.monotonic() - self._told > INTERVAL:
+            self._told = time.monotonic()
+            self.send(epoch=(done, total, value))
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+        if self.journal:
+            self.journal.note(text)
+        self.send(note=text)
+
+
+def serve(root: Path, folder: Path | None) -> None:
+    """A worker: a run for each line of JSON on standard input; its progress and its :class:`Ending` on standard output.
+
+    With the ``folder`` of a sweep, runs keep their state files there, and what they print goes to their logs; else it
+    goes to standard error. Once the parent is gone, what is trained ends after its epoch, with a checkpoint.
     """
-    answers = os.fdopen(os.dup(1), "w")
+    teller = Teller(os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
     on_signal(signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
-    for line in sys.stdin:
+    for line in iter(_lines().get, None):
         run = Run(**json.loads(line))
-        reason = number = None
         try:
-            log = f"logs/{run.hash[:16]}.log"
-            _print_to(folder / log)
-            execute(run, root, folder, log)
+            ending = _ending(run, root, folder, teller)
         except Exception as error:  # the parent tells the user
-            with suppress(OSError):
-                traceback.print_exc()
-                sys.stderr.flush()
-            reason, number = told(error), getattr(error, "errno", None)
-        answers.write(json.dumps({"reason": reason, "error": number}) + "\n")
-        answers.flush()
+            ending = Ending.of(error)
+            if folder:
+                with suppress(OSError):
+                    print(ending.trace, file=sys.stderr, flush=True)
+        teller.send(ended=asdict(ending))
+
+
+def _ending(run: Run, root: Path, folder: Path | None, teller: Teller) -> Ending:
+    if folder is None:
+        teller.begin(None)
+        outcome = execute(run, root, teller)
+    else:
+        log = f"logs/{run.hash[:16]}.log"
+        _print_to(folder / log)
+        journal = Journal(state_path(folder, run.hash), log)
+        teller.begin(journal)
+        outcome = journalled(run, root, journal, teller)
+    return Ending(reused=outcome is not None and outcome.reused)
+
+
+def _lines() -> Queue[str | None]:
+    """The lines of standard input as they come, and None at its end, which also stops what is at work."""
+    from kdbench.engine import runner
+
+    lines = Queue[str | None]()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        runner.stop()
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def _print_to(log: Path) -> None:
@@ -106,4 +180,4 @@ def _print_to(log: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), Path(sys.argv[2]))
+    serve(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,47 +1,39 @@
-"""Runs one after another in this process; what is done is skipped, and a failed run does not stop the others."""
+"""The runs of one command on this machine; what is done is skipped, and a failed run does not stop the others."""
 
 from __future__ import annotations
 
-import re
+import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import SafetensorError
+from typing import TypeVar
 
 from kdbench.cards import card
 from kdbench.catalog import require_extra
 from kdbench.config import RunConfig, expand_baselines
-from kdbench.errors import DISK_FULL, KdbenchError, UsageError
+from kdbench.errors import DISK_FULL, UsageError
+from kdbench.launch import pool
+from kdbench.launch.display import Bars, names_of
+from kdbench.launch.endings import Ending, disk_full, told
+from kdbench.launch.states import record_of
+from kdbench.launch.sweep import Local, Run
+from kdbench.results.record import Record
 
-if TYPE_CHECKING:
-    from kdbench.engine.runner import Outcome
-
-RUN_ERRORS = (KdbenchError, ArithmeticError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
-"""What one run may die of while the next one begins: our own errors, and those of a method's or a library's code."""
+T = TypeVar("T")
 
 
 @dataclass
 class Report:
-    """What became of the runs; a failure is a run's label and its error."""
+    """What became of the runs, by hash: a record, or the run's name and its error."""
 
-    outcomes: list[Outcome] = field(default_factory=list)
-    failures: list[tuple[str, Exception]] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+    failures: dict[str, tuple[str, Exception]] = field(default_factory=dict)
 
     @property
     def told(self) -> list[str]:
         """One line a failure."""
-        return [f"{label}: {told(error)}" for label, error in self.failures]
-
-
-def told(error: Exception) -> str:
-    """An error in words; one that nobody foresaw also by its kind."""
-    return str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
+        return [f"{name}: {told(error)}" for name, error in self.failures.values()]
 
 
 def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -53,98 +45,114 @@ def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return list(planned.values())
 
 
-def progress_bars() -> Progress:
-    """Bars on a terminal's stderr, for tasks with a field ``told``; elsewhere nothing but what is printed."""
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        refresh_per_second=5,
-    )
+def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None, keep_stale: bool = False) -> Report:
+    """Do the runs, ``workers`` at a time or as many as suits them and this machine.
 
-
-class Bars:
-    """Progress on a terminal: all runs, and the epochs of the one at work. Elsewhere one line a run.
-
-    A run is labelled by what tells it from the others: settings that all of them share are left out.
+    Finished runs that are stale are done again, unless ``keep_stale``. A run that fails is reported and the others go
+    on; a full disk stops them all. Raises :class:`UsageError` where workers are asked for, but a run is one of several
+    processes.
     """
-
-    def __init__(self, configs: Sequence[RunConfig]) -> None:
-        self.shared = set.intersection(*(set(config.overrides) for config in configs)) if configs else set()
-        self.progress = progress_bars()
-        self.console = self.progress.console
-        self.all = self.progress.add_task("runs", total=len(configs), told="")
-        self.now = self.progress.add_task("", total=None, told="")
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def label(self, config: RunConfig) -> str:
-        """A short name of a run among the others."""
-        control = [] if config.control == "none" else [config.control]
-        settings = [word for word in config.overrides if word not in self.shared]
-        return " ".join([config.task, config.scale, config.method, *control, *settings, f"seed={config.seed}"])
-
-    def begin(self, config: RunConfig) -> None:
-        """A run begins."""
-        self.progress.reset(self.now, description=self.label(config), total=config.trainer.max_epochs, told="")
-
-    def end(self, config: RunConfig, told: str) -> None:
-        """A run is over."""
-        self.progress.advance(self.all)
-        self.console.print(f"{self.label(config)}: {told}", soft_wrap=True)
-
-    def stage(self, name: str) -> None:
-        """A stage of the run begins."""
-        self.progress.update(self.now, told=f"stage {name}")
-
-    def epoch(self, done: int, total: int, value: float | None) -> None:
-        """An epoch of the run is done."""
-        self.progress.update(self.now, completed=done, total=total, told="" if value is None else f"val {value:.4f}")
-
-    def note(self, text: str) -> None:
-        """Something the user should know."""
-        self.console.print(text, style="yellow", soft_wrap=True)
-
-
-def launch(configs: Sequence[RunConfig], root: Path) -> Report:
-    """Do the runs in order. A run that fails is reported and the next one begins; a full disk stops them all."""
     for family in {config.family for config in configs}:
         require_extra(family)
+    number = min(_workers(configs, workers), len(configs))
     ready(root)
     report = Report()
-    with Bars(configs) as bars:
-        from kdbench.engine.runner import run
+    with Bars(names_of(configs), workers=max(number, 1)) as bars:
+        if number > 1:
+            _side_by_side(configs, root, number, keep_stale, bars, report)
+        else:
+            _one_by_one(configs, root, keep_stale, bars, report)
+    return Report(_in_order(report.records, configs), _in_order(report.failures, configs))
 
-        for config in configs:
-            bars.begin(config)
-            try:
-                outcome = run(config, root, bars)
-            except RUN_ERRORS as error:
-                if (behind := _system_error(error)) is not None:
-                    raise behind from error
-                report.failures.append((bars.label(config), error))
-                bars.end(config, f"FAILED: {told(error)}")
-                continue
-            if outcome is None or outcome.record.metrics is None:
-                continue  # not the first of several processes
-            report.outcomes.append(outcome)
-            score = outcome.record.metrics.test[config.metric]
-            bars.end(config, f"test {config.metric} {score:.4f}" + (" (done earlier)" if outcome.reused else ""))
-    return report
+
+def _in_order(found: Mapping[str, T], configs: Sequence[RunConfig]) -> dict[str, T]:
+    return {config.hash: found[config.hash] for config in configs if config.hash in found}
+
+
+def _workers(configs: Sequence[RunConfig], asked: int | None) -> int:
+    """Workers for these runs: 1, which is this process, where each is several processes or takes the GPU."""
+    several = any(config.trainer.processes > 1 for config in configs) or _launched()
+    if several and (asked or 1) > 1:
+        raise UsageError(f"--workers {asked}: runs of several processes are done one after another.")
+    if several or len(configs) < 2:
+        return 1
+    return asked or (1 if _gpu(configs) else cores())
+
+
+def _launched() -> bool:
+    """Whether srun or torchrun started this process."""
+    return "SLURM_STEP_NUM_TASKS" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _gpu(configs: Sequence[RunConfig]) -> bool:
+    """Whether a run would take a GPU."""
+    asked = {config.trainer.accelerator for config in configs}
+    if asked == {"cpu"}:
+        return False
+    if "gpu" in asked:
+        return True
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def cores() -> int:
+    """Processor cores that this process may use, as the system, its container and SLURM allow."""
+    allowed = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        most, _, period = quota.read_text().partition(" ")
+        allowed += [int(most) // int(period)] if most.isdigit() else []
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    allowed += [int(given)] if given.isdigit() else []
+    return max(1, min(allowed))
+
+
+def _side_by_side(
+    configs: Sequence[RunConfig], root: Path, workers: int, keep_stale: bool, bars: Bars, report: Report
+) -> None:
+    """The runs in worker processes."""
+    known = {config.hash: config for config in configs}
+
+    def ended(run: Run, ending: Ending, worker: int) -> None:
+        if ending.reason is not None:
+            _failed(known[run.hash], ending.error(), bars, report, worker)
+            return
+        record = record_of(root, run)
+        assert record is not None
+        _done(known[run.hash], record, ending.reused, bars, report, worker)
+
+    runs = [replace(Run.of(config), keep_stale=keep_stale) for config in configs]
+    pool.launch(root, runs, Local(workers=workers), bars, ended)
+
+
+def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars: Bars, report: Report) -> None:
+    """The runs in this process."""
+    from kdbench.engine.runner import run
+
+    for config in configs:
+        bars.begin(config)
+        try:
+            outcome = run(config, root, bars, keep_stale)
+        except Exception as error:
+            if (full := disk_full(error)) is not None:
+                raise full from error
+            _failed(config, error, bars, report)
+            continue
+        if outcome is not None:  # else we are not the first of several processes
+            _done(config, outcome.record, outcome.reused, bars, report)
+
+
+def _done(config: RunConfig, record: Record, reused: bool, bars: Bars, report: Report, worker: int = 0) -> None:
+    assert record.metrics is not None
+    report.records[config.hash] = record
+    score = record.metrics.test[config.metric]
+    bars.end(config, f"test {config.metric} {score:.4f}" + (" (done earlier)" if reused else ""), worker)
+
+
+def _failed(config: RunConfig, error: Exception, bars: Bars, report: Report, worker: int = 0) -> None:
+    report.failures[config.hash] = bars.names[config.hash], error
+    bars.end(config, f"FAILED: {told(error)}", worker)
 
 
 def ready(root: Path) -> None:
@@ -158,12 +166,6 @@ def ready(root: Path) -> None:
         raise UsageError(
             f"Cannot write to the run folder '{root}': {error.strerror}. Choose another by --runs."
         ) from None
-
-
-def _system_error(error: Exception) -> OSError | None:
-    """The OSError behind an error of safetensors, which tells its number in the text alone."""
-    number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
-    return OSError(int(number[1]), str(error)) if number else None
 
 
 def scale_note(configs: Sequence[RunConfig], given: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""A sweep on this machine: worker processes that do one run after another; one that dies takes a single run with it."""
+"""Runs on this machine, several at a time: worker processes; one that dies takes a single run with it."""
 
 from __future__ import annotations
 
@@ -9,67 +9,76 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdbench.errors import DISK_FULL
+from kdbench.launch.display import Bars
+from kdbench.launch.endings import Ending
 from kdbench.launch.states import busy
-from kdbench.launch.sweep import Run, Sweep
+from kdbench.launch.sweep import Local, Run
 
 GRACE = 30.0  # seconds that a worker has to end its epoch when it is told to stop
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-Ended = Callable[[Run, str | None], None]
+Ended = Callable[[Run, Ending, int], None]
 
 
 class _Worker:
-    """A process that does runs; started with the first, and again after it died."""
+    """A process that does runs; started with the first, and again after it died or for other threads."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.sweep = sweep
+    def __init__(self, root: Path, folder: Path | None) -> None:
+        self.places = [str(place) for place in (root, folder) if place is not None]
         self.process: subprocess.Popen[str] | None = None
+        self.threads = 0
 
-    def do(self, run: Run) -> str | None:
-        """Do a run; why it failed, or None.
+    def do(self, run: Run, hear: Callable[[dict[str, Any]], None]) -> Ending:
+        """Do a run; ``hear`` is told what the worker says meanwhile.
 
-        Raises ChildProcessError when the process died, and OSError when the disk is full.
+        Raises ChildProcessError when the process died, or does not start.
         """
+        if self.process is not None and self.threads != run.threads:
+            self.end()
         if self.process is None or self.process.poll() is not None:
-            self.process = self._start()
+            self.process, self.threads = self._start(run.threads), run.threads
         assert self.process.stdin and self.process.stdout
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ValueError):  # it died, or is being ended
             self.process.stdin.write(json.dumps(asdict(run)) + "\n")
             self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            code = self.process.wait()
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-            raise ChildProcessError(f"its process ended {how}")
-        said: dict[str, Any] = json.loads(answer)
-        if said["error"] in DISK_FULL:
-            raise OSError(said["error"], said["reason"])
-        reason: str | None = said["reason"]
-        return reason
+        for line in self.process.stdout:
+            said: dict[str, Any] = json.loads(line)
+            if "ended" in said:
+                return Ending(**said["ended"])
+            hear(said)
+        code = self.process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        raise ChildProcessError(f"its process ended {how}")
 
-    def _start(self) -> subprocess.Popen[str]:
-        local = self.sweep.local
-        threads = local.threads or max(1, len(os.sched_getaffinity(0)) // local.workers)
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        given = {} if not local.threads and "OMP_NUM_THREADS" in os.environ else dict.fromkeys(names, str(threads))
-        command = [sys.executable, "-m", "kdbench.launch.job", str(self.sweep.root), str(self.sweep.folder)]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **given},
-        )
+    def _start(self, threads: int) -> subprocess.Popen[str]:
+        """A process that finds modules where this one does, and that a terminal's Ctrl-C does not reach."""
+        found = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "kdbench.launch.job", *self.places],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,
+                env={
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                    **os.environ,
+                    **dict.fromkeys(THREADS, str(threads)),
+                    "PYTHONPATH": found,
+                },
+            )
+        except OSError as error:
+            raise ChildProcessError(f"its process does not start: {error.strerror}") from error
 
     def tell_to_stop(self) -> None:
         """Ask the process to end what it trains after its epoch."""
@@ -90,71 +99,126 @@ class _Worker:
             self.process.wait()
 
 
-def launch(sweep: Sweep, runs: Iterable[Run], ended: Ended) -> None:
-    """Do the runs; ``ended`` hears of each, with the reason of a failure.
+class _Queue:
+    """The runs to do, in order. Workers take from it side by side."""
+
+    def __init__(self, root: Path, runs: Iterable[Run], retries: int) -> None:
+        self.root, self.retries = root, retries
+        self.waiting = list(runs)
+        self.preparing: dict[str, str] = {}
+        """Pairing of each run at work that has not begun to train: it may be making what its pairing shares."""
+        self.deaths: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def take(self) -> Run | None:
+        """The next run, or None at the end.
+
+        A run comes later while another of its pairing makes what they share, for which it would only wait, and last of
+        all while another process is at it.
+        """
+        with self._lock:
+            if self._stopped or not self.waiting:
+                return None
+            held = set(self.preparing.values())
+            free = (run for run in self.waiting if run.pairing not in held and not busy(self.root, run))
+            held_up = (run for run in self.waiting if run.pairing in held and not busy(self.root, run))
+            run = next(free, None) or next(held_up, None) or self.waiting[0]
+            self.waiting.remove(run)
+            self.preparing[run.hash] = run.pairing
+            return run
+
+    def training(self, run: Run) -> None:
+        """A run trains or is over: what it shares is made."""
+        with self._lock:
+            self.preparing.pop(run.hash, None)
+
+    def again(self, run: Run) -> bool:
+        """Queue a run whose process died, unless that happened too often."""
+        with self._lock:
+            self.preparing.pop(run.hash, None)
+            self.deaths[run.hash] = self.deaths.get(run.hash, 0) + 1
+            if self.deaths[run.hash] > self.retries:
+                return False
+            self.waiting.append(run)
+            return True
+
+    def stop(self) -> None:
+        """Give out no more runs."""
+        with self._lock:
+            self._stopped = True
+
+
+def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: Ended, folder: Path | None = None) -> None:
+    """Do the runs; ``ended`` hears how each ended, and which worker did it.
+
+    State files and logs go to the ``folder`` of a sweep; without one, what runs print goes to standard error.
 
     Ctrl-C stops them with checkpoints; so does a full disk, with which no run gets further, and that is raised.
-    A run whose process died is started again ``local.retries`` times. Runs that another process is at come last.
+    A run whose process died is started again ``local.retries`` times.
     """
-    mine = sweep.folder / "processes" / f"{socket.gethostname()}-{os.getpid()}.lock"
+    queue = _Queue(root, runs, local.retries)
+    told: Queue[Callable[[], None] | None] = Queue()  # what the workers' threads have for this one
+
+    def hear(number: int, run: Run, said: dict[str, Any]) -> None:
+        if "epoch" in said:
+            queue.training(run)
+            done, total, value = said["epoch"]
+            told.put(partial(bars.epoch, done, total, value, number))
+        elif "stage" in said:
+            told.put(partial(bars.stage, said["stage"], number))
+        else:
+            told.put(partial(bars.note, said["note"]))
+
+    def work(number: int, worker: _Worker) -> None:
+        while (run := queue.take()) is not None:
+            told.put(partial(bars.begin, run, number))
+            try:
+                ending = worker.do(run, partial(hear, number, run))
+            except ChildProcessError as died:
+                if queue.again(run):
+                    continue
+                ending = Ending(reason=f"lost: {died}")
+            queue.training(run)
+            told.put(partial(_end, ended, run, ending, number))
+        told.put(None)
+
+    crew = [_Worker(root, folder) for _ in range(min(local.workers, len(queue.waiting)))]
+    for number, worker in enumerate(crew):
+        threading.Thread(target=work, args=(number, worker), daemon=True).start()
+    try:
+        left = len(crew)
+        while left:
+            tell = told.get()
+            if tell is None:
+                left -= 1
+            else:
+                tell()
+    except BaseException as error:
+        queue.stop()
+        if isinstance(error, KeyboardInterrupt):
+            bars.note("Stopping: each run ends its epoch and writes a checkpoint.")
+        for worker in crew:
+            worker.tell_to_stop()
+        raise
+    finally:
+        for worker in crew:
+            worker.end()
+
+
+def _end(ended: Ended, run: Run, ending: Ending, worker: int) -> None:
+    ending.check_disk()
+    ended(run, ending, worker)
+
+
+@contextmanager
+def announced(folder: Path) -> Iterator[None]:
+    """Let other commands know by a lock in the sweep's folder that this process is at it."""
+    mine = folder / "processes" / f"{socket.gethostname()}-{os.getpid()}.lock"
     mine.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(mine):
-        _work_off(sweep, deque(runs), ended)
+        yield
     mine.unlink(missing_ok=True)
-
-
-def _work_off(sweep: Sweep, waiting: deque[Run], ended: Ended) -> None:
-    deaths: dict[str, int] = {}
-    lock, answers = threading.Lock(), Queue[tuple[Run, str | None] | OSError | None]()
-    stopping = threading.Event()
-
-    def take() -> Run | None:
-        with lock:
-            for _ in range(len(waiting)):
-                if not busy(sweep.root, waiting[0]):
-                    break
-                waiting.rotate(-1)
-            return waiting.popleft() if waiting and not stopping.is_set() else None
-
-    def work(worker: _Worker) -> None:
-        while (run := take()) is not None:
-            try:
-                answers.put((run, worker.do(run)))
-            except ChildProcessError as died:
-                deaths[run.hash] = deaths.get(run.hash, 0) + 1
-                if deaths[run.hash] <= sweep.local.retries:
-                    with lock:
-                        waiting.append(run)
-                else:
-                    answers.put((run, f"lost: {died}"))
-            except OSError as full:
-                answers.put(full)
-                return
-        answers.put(None)
-
-    workers = [_Worker(sweep) for _ in range(min(sweep.local.workers, len(waiting)))]
-    threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    try:
-        left = len(threads)
-        while left:
-            answer = answers.get()
-            if answer is None:
-                left -= 1
-            elif isinstance(answer, OSError):
-                raise answer
-            else:
-                ended(*answer)
-    except BaseException:
-        stopping.set()
-        for worker in workers:
-            worker.tell_to_stop()
-        for worker in workers:
-            worker.end()
-        raise
-    for worker in workers:
-        worker.end()
 
 
 def at_work(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +19,17 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from kdbench.catalog import EXTRAS
-from kdbench.errors import KdbenchError, MissingExtraError, StoppedError, UsageError
+from kdbench.errors import DamagedError, KdbenchError, MissingExtraError, StoppedError, UsageError
 from kdbench.hashing import write_atomic
-from kdbench.launch.job import execute, on_signal, prepare
+from kdbench.launch.job import execute, journalled, on_signal, prepare
+from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run, Slurm, Sweep, shared
 
 PREPARATION = "preparation"
+_INHERITED = re.compile(
+    r"SLURM_(?!CONF$|CLUSTERS$)|SLURMD_|SRUN_|SUBMITIT_|SBATCH_(CPU|MEM)_BIND|PMIX?_|TORCHELASTIC_"
+    r"|((GROUP|ROLE|LOCAL|NODE)_)?RANK$|(LOCAL_)?WORLD_SIZE$"
+)
 LAST_WAIT = 3600.0  # seconds; longer than the grace time of most partitions
 
 T = TypeVar("T")
@@ -81,8 +88,13 @@ class _Runs(_Task):
     def do(self, work: Mapping[str, Any]) -> None:
         from submitit import JobEnvironment
 
-        job = JobEnvironment().job_id
-        execute(Run(**work), self.root, self.folder, Job(job, "").log, job)
+        from kdbench.engine import runner
+
+        job, run = JobEnvironment().job_id, Run(**work)
+        if runner.is_first(run.nodes * run.processes):
+            journalled(run, self.root, Journal(state_path(self.folder, run.hash), Job(job, "").log, job))
+        else:
+            execute(run, self.root, runner.Silent())
 
 
 class _Preparations(_Task):
@@ -142,16 +154,42 @@ def _array(
     executor = SlurmExecutor(sweep.folder / "slurm", max_num_timeout=sweep.slurm.requeues, python=sweep.slurm.python)
     executor.update_parameters(**parameters(sweep.name, sweep.slurm, shape, before))
     try:
-        jobs = executor.map_array(task(sweep.root.resolve(), sweep.folder.resolve()), work)
+        with _outside_of_jobs():
+            jobs = executor.map_array(task(sweep.root.resolve(), sweep.folder.resolve()), work)
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
         raise KdbenchError(f"SLURM did not take the jobs: {error}") from error
     return [str(job.job_id) for job in jobs]
 
 
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide what a job that we are in tells of itself: sbatch would hand it on to the new jobs, as if it were theirs."""
+    kept = {name: value for name, value in os.environ.items() if not _INHERITED.match(name)}
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(kept)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check(asked: Slurm, runs: Iterable[Run]) -> None:
+    """Raise :class:`UsageError` for runs that cannot do with what they would get."""
+    most = max((run.threads for run in runs), default=1)
+    if most > asked.cpus:
+        raise UsageError(
+            f"trainer.threads={most} is more than slurm.cpus={asked.cpus}: a job computes with the cores it is given."
+        )
+
+
 def parameters(name: str, asked: Slurm, shape: tuple[int, int, bool], before: Sequence[str] = ()) -> dict[str, Any]:
     """What submitit is told of an array, in the names of sbatch's options."""
     nodes, processes, gpu = shape
+    own_memory = any(key.replace("_", "-") in ("mem", "mem-per-cpu", "mem-per-gpu") for key in asked.sbatch)
     optional = {
+        "mem": None if own_memory else asked.memory,
         "partition": asked.partition,
         "account": asked.account,
         "qos": asked.qos,
@@ -166,7 +204,6 @@ def parameters(name: str, asked: Slurm, shape: tuple[int, int, bool], before: Se
         "nodes": nodes,
         "ntasks_per_node": processes,
         "cpus_per_task": asked.cpus,
-        "mem": asked.memory,
         "signal_delay_s": asked.signal,
         "array_parallelism": asked.throttle,
         "wckey": "kdbench",
@@ -179,15 +216,22 @@ def parameters(name: str, asked: Slurm, shape: tuple[int, int, bool], before: Se
 def _remember(sweep: Sweep, jobs: list[Job]) -> list[Job]:
     path = sweep.folder / "jobs.json"
     with FileLock(sweep.folder / "jobs.lock"):
-        known = json.loads(path.read_text()) if path.exists() else []
-        write_atomic(path, json.dumps([*known, *([job.id, job.run] for job in jobs)]))
+        try:
+            known = submitted(sweep)
+        except DamagedError:
+            path.replace(path.with_suffix(".damaged"))
+            known = []
+        write_atomic(path, json.dumps([[job.id, job.run] for job in [*known, *jobs]]))
     return jobs
 
 
 def submitted(sweep: Sweep) -> list[Job]:
-    """Every task that was ever submitted for a sweep, oldest first."""
+    """Every task that was ever submitted for a sweep, oldest first. Raises :class:`DamagedError`."""
     path = sweep.folder / "jobs.json"
-    return [Job(*job) for job in json.loads(path.read_text())] if path.exists() else []
+    try:
+        return [Job(str(job), str(run)) for job, run in json.loads(path.read_text())] if path.exists() else []
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(path, error) from None
 
 
 def require() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kdbench.config import NamedRun, run_folder
+from kdbench.errors import DamagedError
 from kdbench.hashing import write_atomic
 from kdbench.results.record import Record, loads
 
@@ -51,20 +52,29 @@ def state_path(folder: Path, key: str) -> Path:
 
 
 def read(path: Path) -> State | None:
-    """The state in a file; None where there is none."""
+    """The state in a file; None where there is none. Raises :class:`DamagedError`."""
     try:
         return State(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(path, error) from None
+
+
+def _before(path: Path) -> int:
+    """Attempts before this one; of a damaged file 0."""
+    try:
+        state = read(path)
+    except DamagedError:
+        return 0
+    return state.attempt if state else 0
 
 
 class Journal:
     """Keeps one run's state file; the engine's reporter of a run that no terminal watches."""
 
-    def __init__(self, path: Path, log: str, job: str | None) -> None:
-        before = read(path)
-        now = time.time()
-        attempt = before.attempt + 1 if before else 1
+    def __init__(self, path: Path, log: str, job: str | None = None) -> None:
+        now, attempt = time.time(), _before(path) + 1
         self.path, self._written = path, 0.0
         self.state = State("running", log, job, socket.gethostname(), os.getpid(), attempt, now, now)
         self._write()
@@ -116,5 +126,7 @@ def busy(root: Path, run: NamedRun) -> bool:
     try:
         with FileLock(path, timeout=0):
             return False
+    except FileNotFoundError:  # the run came to nothing
+        return False
     except Timeout:
         return True

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.config import run_folder
+from kdbench.errors import DamagedError
 from kdbench.launch import slurm, states
 from kdbench.launch.states import State
-from kdbench.launch.sweep import Run, Sweep, load
+from kdbench.launch.sweep import Run, Sweep
+from kdbench.provenance import stale
 from kdbench.results.record import InvalidRecord
 
 PHASES = ("pending", "running", "done", "failed", "lost")
@@ -47,16 +49,26 @@ def counts(found: Iterable[RunStatus]) -> dict[str, int]:
     return {phase: phases.count(phase) for phase in PHASES if phase in phases}
 
 
-def log_files(root: Path, names: Iterable[str], beginning: str) -> list[tuple[str, Path]]:
+def log_files(sweeps: Iterable[Sweep], beginning: str) -> list[tuple[str, Path]]:
     """Hash and newest log of every run of these sweeps whose hash begins so."""
     found = []
-    for sweep in (load(name, root) for name in names):
-        jobs = {job.run: job for job in slurm.submitted(sweep)}
-        for key in sweep.runs:
+    for sweep in sweeps:
+        jobs = _jobs(sweep)[0]
+        for key, run in sweep.runs.items():
             if key.startswith(beginning):
-                log = log_of(sweep, states.read(states.state_path(sweep.folder, key)), jobs.get(key))
+                log = log_of(sweep, _state(sweep, run)[0], jobs.get(key))
                 found += [(key, Path(log))] if log else []
     return found
+
+
+def outdated(root: Path, run: Run) -> str | None:
+    """Why a finished run is to be done again: its record is damaged or stale. None where it is neither."""
+    try:
+        record = states.record_of(root, run)
+    except InvalidRecord as error:
+        return error.short
+    why = stale(record, run.config(), run_folder(root, run)) if record else ["its record is gone"]
+    return f"{run.command}: its record is stale, since {'; '.join(why)}." if why else None
 
 
 def statuses(sweep: Sweep) -> list[RunStatus]:
@@ -65,12 +77,12 @@ def statuses(sweep: Sweep) -> list[RunStatus]:
 
 
 def _statuses(sweep: Sweep) -> Iterator[RunStatus]:
-    jobs = {job.run: job for job in slurm.submitted(sweep)}
+    jobs, damage = _jobs(sweep)
     active = slurm.queue() if jobs else {}
     for run in sweep.runs.values():
-        state = states.read(states.state_path(sweep.folder, run.hash))
+        state, damaged = _state(sweep, run)
         job = jobs.get(run.hash)
-        phase, detail, at_work = _phase(sweep, run, state, job.id if job else None, active)
+        phase, detail, at_work = _phase(sweep, run, state, job.id if job else None, active, damaged or damage)
         yield RunStatus(
             run.hash,
             run.command,
@@ -86,6 +98,22 @@ def _statuses(sweep: Sweep) -> Iterator[RunStatus]:
         )
 
 
+def _jobs(sweep: Sweep) -> tuple[dict[str, slurm.Job], str]:
+    """The newest job of each run, or in words that their file is damaged."""
+    try:
+        return {job.run: job for job in slurm.submitted(sweep)}, ""
+    except DamagedError as error:
+        return {}, str(error)
+
+
+def _state(sweep: Sweep, run: Run) -> tuple[State | None, str]:
+    """What its file tells of a run, or in words that the file is damaged."""
+    try:
+        return states.read(states.state_path(sweep.folder, run.hash)), ""
+    except DamagedError as error:
+        return None, str(error)
+
+
 def log_of(sweep: Sweep, state: State | None, job: slurm.Job | None) -> str | None:
     """The newest log of a run."""
     told = [job.log] if job else []
@@ -94,8 +122,9 @@ def log_of(sweep: Sweep, state: State | None, job: slurm.Job | None) -> str | No
 
 
 def _phase(
-    sweep: Sweep, run: Run, state: State | None, job: str | None, queue: Mapping[str, tuple[str, str]]
+    sweep: Sweep, run: Run, state: State | None, job: str | None, queue: Mapping[str, tuple[str, str]], damage: str
 ) -> tuple[str, str, bool]:
+    """Phase, detail, and whether it is queued or at work; ``damage`` tells of a file that would have said more."""
     if (ended := _ended(sweep.root, run, state)) is not None:
         return *ended, False
     if job is not None and job in queue:
@@ -106,10 +135,12 @@ def _phase(
         return "pending", f"{again}{told.lower()}: {reason}", True
     if states.busy(sweep.root, run):
         return "running", _progress(state, "started by another command"), True
-    if state is None and job is None:
-        return "pending", "not started", False
     if state is not None and state.phase == "failed":
         return "failed", state.reason, False
+    if damage:
+        return "lost", f"{damage} 'kdbench retry {sweep.name}' starts the run again", False
+    if state is None and job is None:
+        return "pending", "not started", False
     at = f" at epoch {state.epoch}" if state and state.epoch else ""
     why = "stopped" if state and state.phase == "stopped" else slurm.fate(job) if job else "its process is gone"
     return "lost", f"{why}{at}; 'kdbench retry {sweep.name}' goes on from the last checkpoint", False
@@ -117,14 +148,16 @@ def _phase(
 
 def _ended(root: Path, run: Run, state: State | None) -> tuple[str, str] | None:
     """The phase of a run with a record, unless it is at work on another."""
-    if not (run_folder(root, run) / "record.json").exists():
+    path = run_folder(root, run) / "record.json"
+    if not path.exists():
         return None
-    if state is not None and state.phase == "done":
-        return "done", ""
+    if state is not None and state.phase == "done" and path.stat().st_mtime <= state.updated:
+        return "done", ""  # it was whole when the run ended: reading it would take milliseconds
     try:
         record = states.record_of(root, run)
     except InvalidRecord as error:
-        return "failed", str(error).splitlines()[0]
+        again = state is not None and state.phase in ("running", "stopped")
+        return None if again else ("lost", f"{error.short} 'kdbench retry' does the run again")
     if record is None or record.status == "done":
         return "done", ""
     if state is not None and state.phase in ("running", "stopped"):

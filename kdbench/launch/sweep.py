@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
+from pydantic import BeforeValidator
 
 from kdbench.config import RunConfig, expand
-from kdbench.errors import UsageError, unknown
+from kdbench.errors import CardError, DamagedError, UsageError, shown, unknown
 from kdbench.hashing import digest, write_atomic
-from kdbench.marked_yaml import read_yaml
-from kdbench.options import build
+from kdbench.marked_yaml import line_of, read_yaml
+from kdbench.options import OptionError, build
 from kdbench.overrides import parse_overrides
+from kdbench.written import as_text
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,34 @@ class Local:
 
     workers: Annotated[int, Gt(0)] = 1
     """Runs at a time."""
-    threads: Annotated[int, Ge(0)] = 0
-    """Threads a worker computes with; 0 shares the processor cores evenly."""
     retries: Annotated[int, Ge(0)] = 1
     """How often a run whose process died is started again."""
+
+
+_CLOCK = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", re.ASCII)
+
+
+def minutes(given: Any) -> Any:
+    """SLURM's time limits in minutes, rounded up as SLURM does; what is neither text nor number is left as it is.
+
+    ``30`` is minutes, ``1:30`` minutes and seconds, ``1:30:00`` hours, minutes and seconds; after days come hours:
+    ``1-12``, ``1-12:30``, ``1-12:30:00``.
+    """
+    text = as_text(given)
+    if text is None:
+        return given
+    found = _CLOCK.fullmatch(text)
+    if found is None:
+        raise ValueError(
+            "should be a time as SLURM has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
+            "days-hours:minutes or days-hours:minutes:seconds"
+        )
+    days, *clock = (int(part) if part else 0 for part in found.groups())
+    if found[1] is not None or found[4] is not None:
+        hours, mins, seconds = clock
+    else:
+        hours, (mins, seconds) = 0, clock[:2]
+    return -(-(((days * 24 + hours) * 60 + mins) * 60 + seconds) // 60)
 
 
 @dataclass(frozen=True)
@@ -48,10 +75,10 @@ class Slurm:
     """Quality of service."""
     constraint: str | None = None
     """Features that a node must have, such as a100."""
-    time: Annotated[int, Gt(0)] = 60
-    """Minutes a run may take at a stretch; then it is checkpointed and queued again."""
-    memory: str = "8GB"
-    """Memory of each node."""
+    time: Annotated[int, BeforeValidator(minutes), Gt(0)] = 60
+    """Minutes a run may take at a stretch, or a time as SLURM has it (1:30:00, 1-12); then it is queued again."""
+    memory: str | None = "8GB"
+    """Memory of each node; null to ask for none, or for another kind of it in sbatch."""
     cpus: Annotated[int, Gt(0)] = 2
     """Processor cores of each process."""
     gpus: Annotated[int, Ge(0)] = 0
@@ -70,7 +97,8 @@ class Slurm:
     """Further sbatch options, such as {nice: "100"}."""
 
 
-LAUNCHERS = ("local", "slurm")
+OPTIONS: dict[str, type] = {"local": Local, "slurm": Slurm}
+LAUNCHERS = tuple(OPTIONS)
 KEYS = ("name", "launcher", "profile")
 
 
@@ -92,6 +120,10 @@ class Run:
     """Runs of one pairing may share stages."""
     teacher: str | None
     """Settings of the frozen or moving teacher; None without one."""
+    threads: int = 1
+    """Threads that each process computes with."""
+    keep_stale: bool = False
+    """Whether a record that other code or data made will do."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Run:
@@ -99,7 +131,8 @@ class Run:
         trainer = config.trainer
         taught = " ".join(w for w in config.overrides if w.startswith("teacher.")) if config.teacher else None
         where = trainer.max_epochs, trainer.num_nodes, trainer.devices, trainer.accelerator == "gpu"
-        return cls(config.hash, config.task, config.method, config.command, *where, config.pairing, taught)
+        shared = config.pairing, taught, trainer.threads
+        return cls(config.hash, config.task, config.method, config.command, *where, *shared)
 
     def config(self) -> RunConfig:
         """The run, resolved. Raises :class:`UsageError` when this version of kdbench resolves its command otherwise."""
@@ -151,13 +184,12 @@ def from_words(words: Sequence[str], root: Path) -> Sweep:
     file = next((word for word in words if "=" not in word), None)
     if file is None:
         mine, grid = _split(words)
-        return _sweep(mine, [grid], root)
+        return _sweep(mine, expand(grid), root)
     mine, grid = _split([word for word in words if word is not file])
     if grid:
         valid = ", ".join([*KEYS, "local.OPTION", "slurm.OPTION"])
         raise UsageError(f"Runs are named in {file}; on the command line beside it go {valid} alone.")
-    told, grids = _read(Path(file))
-    return _sweep({**told, **mine}, grids, root)
+    return _read(Path(file), mine, root)
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -174,71 +206,127 @@ def _split(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return {o.key: o.values[0] for o in mine}, [word for word in words if not launching(word)]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[list[str]]]:
-    """A sweep file: ``runs`` (a list of lines in the grammar of the command line) and how they are launched."""
+def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
+    """The sweep of a file: ``runs`` (a list of lines in the grammar of the command line) and how they are launched.
+
+    ``mine``, from the command line, goes before what the file says of launching.
+    """
     if not path.is_file():
         raise UsageError(f"There is no sweep file '{path}'; runs are asked for as key=value.")
-    content = _mapping(path)
+    content, lines = _mapping(path)
     valid = ["runs", *KEYS, *LAUNCHERS]
     for key in content:
         if key not in valid:
-            raise UsageError(f"{path}: {unknown('key', str(key), valid)}")
-    lines = content.get("runs")
-    if not isinstance(lines, list) or not lines or not all(isinstance(line, str) for line in lines):
-        raise UsageError(f"{path}: 'runs' is a list of lines such as 'task=gnn method=alone,kd seed=0..9'.")
+            raise CardError(f"{path}:{lines[key]}: {unknown('key', key, valid)}")
+    asked = content.get("runs")
+    if not isinstance(asked, list) or not asked or not all(isinstance(line, str) for line in asked):
+        raise CardError(
+            f"{path}:{lines.get('runs', 1)}: 'runs' is a list of lines such as 'task=gnn method=alone,kd seed=0..9'."
+        )
     told: dict[str, Any] = {key: content[key] for key in KEYS if key in content}
     told.setdefault("name", path.stem)
     for launcher in LAUNCHERS:
         options = content.get(launcher, {})
         if not isinstance(options, dict):
-            raise UsageError(f"{path}: '{launcher}' should be a mapping of options to values.")
+            raise CardError(f"{path}:{lines[launcher]}: '{launcher}' should be a mapping of options to values.")
+        with _named(path, lines):
+            build(OPTIONS[launcher], options, launcher)
         told |= {f"{launcher}.{key}": value for key, value in options.items()}
-    return told, [shlex.split(line) for line in lines]
+    configs: list[RunConfig] = []
+    for place, line in enumerate(asked):
+        with _named(path, lines, f"runs.{place}"):
+            configs += expand(_split_line(line))
+    return _sweep({**told, **mine}, configs, root)
 
 
-def _sweep(told: Mapping[str, Any], grids: Sequence[Sequence[str]], root: Path) -> Sweep:
-    every = [Run.of(config) for grid in grids for config in expand(grid)]
-    runs = {run.hash: run for run in every}
+def _split_line(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"Cannot read the line '{shown(line)}': {str(error).lower()}.") from None
+
+
+@contextmanager
+def _named(path: Path, lines: Mapping[str, int], field: str = "") -> Iterator[None]:
+    """Errors name the file and the line of the field, or of the option that they are about."""
+    try:
+        yield
+    except UsageError as error:
+        place = error.field if isinstance(error, OptionError) and not field else field
+        raise CardError(f"{path}:{line_of(lines, place)}: {error}") from None
+
+
+def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) -> Sweep:
+    runs = {run.hash: run for run in map(Run.of, configs)}
     launcher = told.get("launcher", "local")
     if launcher not in LAUNCHERS:
         raise unknown("launcher", str(launcher), LAUNCHERS)
     name = str(told.get("name", digest(sorted(runs))[:12]))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise UsageError(f"name={name}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
+        raise UsageError(f"name={shown(name)}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
+    if "local.threads" in told:
+        raise UsageError("local.threads is no option: a run computes with trainer.threads threads, 1 by default.")
     profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
     own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
-    return Sweep(
-        name,
-        root,
-        runs,
-        launcher,
-        build(Local, own["local"], "local"),
-        build(Slurm, {**profile, **own["slurm"]}, "slurm"),
-    )
+    slurm: Slurm = build(Slurm, {**profile, **own["slurm"]}, "slurm")
+    if slurm.time * 60 <= slurm.signal:
+        raise UsageError(
+            f"slurm.time={slurm.time} (minutes) is not above slurm.signal={slurm.signal} (seconds): a run would be "
+            "told to stop as it begins."
+        )
+    return Sweep(name, root, runs, launcher, build(Local, own["local"], "local"), slurm)
 
 
 def _profile(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"There is no profile '{path}'.")
-    return _mapping(path)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    content, _ = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: should be a mapping of keys to values.")
+    content, lines = _mapping(path)
+    with _named(path, {f"slurm.{field}": line for field, line in lines.items()}):
+        build(Slurm, content, "slurm")
     return content
 
 
+def _mapping(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    content, lines = read_yaml(path)
+    if not isinstance(content, dict):
+        raise CardError(f"{path}:1: this should be a mapping of keys to values.")
+    return content, lines
+
+
 def load(name: str, root: Path) -> Sweep:
-    """The sweep of that name. Raises :class:`UsageError` with the nearest name when there is none."""
+    """The sweep of that name. Raises :class:`UsageError` with the nearest name when there is none, or DamagedError."""
     path = sweeps_folder(root) / name / "sweep.json"
     if not path.is_file():
         raise unknown(f"sweep under {root}", name, names(root))
-    asked = json.loads(path.read_text())
-    runs = [Run(**run) for run in asked["runs"]]
-    options = build(Local, asked["local"], "local"), build(Slurm, asked["slurm"], "slurm")
-    return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
+    try:
+        asked = json.loads(path.read_text())
+        runs = [Run(**run) for run in asked["runs"]]
+        local = {key: value for key, value in asked["local"].items() if key != "threads"}  # of an earlier version
+        options = build(Local, local, "local"), build(Slurm, asked["slurm"], "slurm")
+        return Sweep(name, root, {run.hash: run for run in runs}, asked["launcher"], *options)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UsageError) as error:
+        raise DamagedError(path, error) from None
+
+
+def extended(asked: Sweep, extend: bool) -> Sweep:
+    """The sweep, and the runs that the one of its name has already: no run is dropped from a list.
+
+    Raises :class:`UsageError` where that one has others and ``extend`` was not said.
+    """
+    path = asked.folder / "sweep.json"
+    if not path.is_file():
+        return asked
+    try:
+        before = load(asked.name, asked.root).runs
+    except DamagedError:
+        return asked  # asking for its runs again is how it is mended
+    others = before.keys() - asked.runs.keys()
+    if others and not extend:
+        raise UsageError(
+            f"The sweep '{asked.name}' under {asked.root} has {len(before)} runs, {len(others)} of them not among "
+            "these. Take another name=…, or add these to it by --extend."
+        )
+    return replace(asked, runs={**before, **asked.runs})
 
 
 def names(root: Path) -> list[str]:

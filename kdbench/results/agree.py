@@ -146,8 +146,8 @@ def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim
     given = "null" if teacher.predictions is None else "given"
     yield Claim("teacher.predictions", (record.group, teacher.kind, record.method if own else None), given)
     if record.data:
-        machine = (record.hardware.cpu, record.hardware.accelerator)  # another one rounds otherwise
-        about = (teacher.sha256, record.data.sha256, record.data.split_sha256, *machine)
+        rounding = (record.hardware.cpu, record.hardware.accelerator, record.schema_version)
+        about = (teacher.sha256, record.data.sha256, record.data.split_sha256, *rounding)
         for split in ("val", "test"):
             scores: dict[str, float] = getattr(teacher.metrics, split)
             yield Claim(f"teacher.metrics.{split}", about, ", ".join(sorted(scores)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kdbench.axes import AXES, axis
+from kdbench.metrics import lookup, scores
 
 if TYPE_CHECKING:
     from kdbench.results.record import Content
@@ -26,6 +27,7 @@ Fault = tuple[Loc, str]
 def faults(record: Content) -> Iterator[Fault]:
     """Every contradiction within a record whose fields have the right types: the path of the wrong field, and why."""
     yield from _outcome_faults(record)
+    yield from _range_faults(record)
     yield from _score_faults(record)
     yield from _prediction_faults(record)
     yield from _course_faults(record)
@@ -60,18 +62,6 @@ def _unicode(text: str) -> bool:
     return True
 
 
-def scores(confusion: list[list[int]]) -> dict[str, float]:
-    """Accuracy and macro F1 in [0, 1] of a non-empty confusion matrix C (rows: true class).
-
-    Accuracy = Σ C_ii / Σ C_ij;  F1_i = 2 C_ii / (Σ_j C_ij + Σ_j C_ji), averaged over the classes with at least one true
-    or predicted example, as torchmetrics does for ``average="macro"``. Raises ZeroDivisionError for an empty matrix.
-    """
-    true, predicted = [sum(row) for row in confusion], [sum(column) for column in zip(*confusion, strict=True)]
-    hits = [row[index] for index, row in enumerate(confusion)]
-    f1 = [2 * hit / (t + p) for hit, t, p in zip(hits, true, predicted, strict=True) if t + p]
-    return {"accuracy": sum(hits) / sum(true), "macro_f1": sum(f1) / len(f1)}
-
-
 def _outcome_faults(record: Content) -> Iterator[Fault]:
     done = record.status == "done"
     if done == (record.failure is not None):
@@ -87,6 +77,19 @@ def _outcome_faults(record: Content) -> Iterator[Fault]:
     # A run may fail before its teacher exists.
     if done and record.teacher is None and record.config.get("teacher") is not None:
         yield ("teacher",), "null, but config.teacher is not"
+
+
+def _range_faults(record: Content) -> Iterator[Fault]:
+    """Scores and directions that contradict what the family, where it is installed, declares of its metrics."""
+    taught = record.teacher.metrics if record.teacher else None
+    for loc, given in ((("metrics",), record.metrics), (("teacher", "metrics"), taught)):
+        for split, found in (("val", given.val), ("test", given.test)) if given else ():
+            for name, value in found.items():
+                if (metric := lookup(record.family, name)) and not metric.holds(value):
+                    yield (*loc, split, name), f"{value:g} is not {metric.range}"
+    chosen = record.selection
+    if chosen and (metric := lookup(record.family, chosen.metric)) and chosen.mode != metric.mode:
+        yield ("selection", "mode"), f"'{chosen.mode}', but of {chosen.metric} it is '{metric.mode}'"
 
 
 def _score_faults(record: Content) -> Iterator[Fault]:

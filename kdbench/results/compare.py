@@ -8,19 +8,31 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
 from kdbench import hashing
 from kdbench.catalog import methods
+from kdbench.metrics import Mode
 from kdbench.options import plain
+from kdbench.results.headline import Headline, headline
+from kdbench.results.mixtures import Mixture, mixtures
 from kdbench.results.ranks import letters, pairwise
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, agreement, average, fieller, gap_closed, holm, mean_interval, paired
+from kdbench.results.stats import (
+    PairedDifference,
+    adjusted,
+    agreement,
+    average,
+    fieller,
+    gap_closed,
+    mean_interval,
+    paired,
+    resolution,
+)
 
-Mode = Literal["min", "max"]
 MOST_ARMS = 1000
 """Arms of one table up to which all pairs are tested for letters."""
 COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", "peak_memory_bytes")
@@ -75,9 +87,10 @@ class Row:
 class Comparison:
     """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
 
-    ``settings`` are the options that the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines:
-    of several arms of one name the one with default hyper-parameters, else the one with most seeds, and of those the
-    one with the best mean validation score. The arms of ``mixed`` seeds ran on different processors.
+    ``unit`` is what the metric is shown in (:class:`kdbench.metrics.Metric`), ``settings`` are the options that the
+    user set for all arms. ``alone`` and ``kd`` are the labels of the baselines: of several arms of one name the one
+    with default hyper-parameters, else the one with most seeds, and of those the one with the best mean validation
+    score. ``mixed`` tells in what else than their method arms of one seed differ.
     """
 
     group: str
@@ -91,9 +104,10 @@ class Comparison:
     settings: tuple[str, ...]
     metric: str | None
     mode: Mode | None
+    unit: str
     alone: str | None
     kd: str | None
-    mixed: tuple[int, ...]
+    mixed: tuple[Mixture, ...]
     rows: tuple[Row, ...]
 
 
@@ -114,19 +128,21 @@ class _Arm:
 
 
 def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
-    """One comparison for each group and teacher; ``metric`` is the selection metric unless named.
+    """One comparison for each group and teacher, by the metric of its task's card unless ``metric`` names another.
 
-    Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group.
+    Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group. Raises
+    :class:`KdbenchError` for a group whose runs were selected by different metrics, or in different directions.
     """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
     comparisons = []
     for group in groups.values():
+        judged = headline(group, metric)
         taught = [(hashing.canonical_json(r.config["teacher"]), r) for r in group if r.config["teacher"] is not None]
         free = [r for r in group if r.config["teacher"] is None]
         for teacher in dict.fromkeys(key for key, _ in taught) or [None]:
-            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], metric))
+            comparisons.append(_comparison([*free, *(r for key, r in taught if key == teacher)], judged))
     return comparisons
 
 
@@ -135,14 +151,12 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return asdict(comparison)
 
 
-def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
-    chosen = next((record.selection for record in records if record.selection), None)
-    metric = metric or (chosen.metric if chosen else None)
-    mode = chosen.mode if chosen and chosen.metric == metric else None
+def _comparison(records: Sequence[Record], judged: Headline) -> Comparison:
+    metric, mode = judged.metric, judged.mode
     arms, student = _arms(records, metric), records[0].config["student"]
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
     teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
-    alone, kd = (_baseline(arms, name) for name in ("alone", "kd"))
+    alone, kd = (_baseline(arms, name, mode) for name in ("alone", "kd"))
     data = next((record.data for record in records if record.data), None)
     return Comparison(
         group=records[0].group,
@@ -156,19 +170,12 @@ def _comparison(records: Sequence[Record], metric: str | None) -> Comparison:
         settings=_settings(records[0].command),
         metric=metric,
         mode=mode,
+        unit=judged.unit,
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
-        mixed=_mixed(arms),
+        mixed=mixtures(arm.runs for arm in arms),
         rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, alone, kd, teachers, metric, mode)),
     )
-
-
-def _mixed(arms: Sequence[_Arm]) -> tuple[int, ...]:
-    machines: dict[int, set[tuple[str, str | None]]] = defaultdict(set)
-    for arm in arms:
-        for seed, run in arm.runs.items():
-            machines[seed].add((run.hardware.cpu, run.hardware.accelerator))
-    return tuple(sorted(seed for seed, found in machines.items() if len(found) > 1))
 
 
 def _settings(command: str) -> tuple[str, ...]:
@@ -253,14 +260,10 @@ def _control(control: str) -> str:
     return "" if control == "none" else f" · {control.replace('_', ' ')}"
 
 
-def _baseline(arms: Sequence[_Arm], method: str) -> _Arm | None:
+def _baseline(arms: Sequence[_Arm], method: str, mode: Mode | None) -> _Arm | None:
     def rank(arm: _Arm) -> tuple[bool, int, float]:
-        chosen = [run.selection for run in arm.runs.values() if run.selection]
-        return (
-            arm.default,
-            len(arm.runs),
-            sum(s.value if s.mode == "max" else -s.value for s in chosen) / len(chosen),
-        )
+        best = average([run.selection.value for run in arm.runs.values() if run.selection])
+        return arm.default, len(arm.runs), -best if mode == "min" else best
 
     candidates = [arm for arm in arms if arm.method == method and arm.control == "none" and arm.runs]
     return max(candidates, key=rank, default=None)
@@ -339,7 +342,9 @@ def _differences(
     interval = None
     if closed is not None:
         gains = [own[seed] - base[seed] for seed in common]
-        interval = fieller(gains, [teachers[seed] - base[seed] for seed in common])
+        gaps = [teachers[seed] - base[seed] for seed in common]
+        scores = ([known[seed] for seed in common] for known in (own, base, teachers))
+        interval = fieller(gains, gaps, finest=resolution(*scores))
     return {
         "delta_alone": _delta(own, base),
         "delta_kd": _delta(own, kd.scores) if kd and arm is not kd else None,
@@ -373,10 +378,6 @@ def _costs(arm: _Arm) -> dict[str, Any]:
 
 def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
     """The rows with letters and Holm-adjusted p: over the methods for each baseline, and over the controls."""
-
-    def adjusted(deltas: Iterable[PairedDifference | None]) -> list[float | None]:
-        return holm([delta.p if delta else None for delta in deltas])
-
     real = [row.control == "none" for row in rows]
     p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
     p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))

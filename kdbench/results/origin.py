@@ -16,7 +16,7 @@ from kdbench.cards import Card, card, task_paths
 from kdbench.catalog import offered_methods
 from kdbench.config import RunConfig, from_json, resolve
 from kdbench.datasets import dataset
-from kdbench.errors import UsageError
+from kdbench.errors import CardError, UsageError
 from kdbench.overrides import Override, parse_overrides
 from kdbench.results.record import ARM_KEYS, Problem, Record, group_of
 
@@ -29,10 +29,20 @@ _ONE_SEED = re.compile(r"seed=(\d{1,12})", re.ASCII)
 _CALL = re.compile(r"[^=]*=\s*\w+\(")
 
 
+def _installed(task: str) -> Card | str:
+    """The card of a task, or why there is none to check records against."""
+    if task not in task_paths():
+        return f"task '{task}' is not installed here"
+    try:
+        return card(task)
+    except CardError as error:
+        return f"the card of task '{task}' is faulty: {error}"
+
+
 def unchecked(record: Record) -> str | None:
     """Why the configuration of a record cannot be checked here; None where it is."""
-    if record.task not in task_paths():
-        return f"task '{record.task}' is not installed here"
+    if isinstance(here := _installed(record.task), str):
+        return here
     if record.method not in _methods(record.task):
         return f"method '{record.method}' of task '{record.task}' is not installed here"
     return None
@@ -52,9 +62,9 @@ def faults(record: Record) -> Iterator[Problem]:
     """
     if record.finished > datetime.now(UTC) + AHEAD:
         yield Problem("finished", f"{record.finished:%Y-%m-%d %H:%M} is in the future")
-    if record.task not in task_paths():
+    here = _installed(record.task)
+    if isinstance(here, str):
         return
-    here = card(record.task)
     if record.family != here.family:
         yield Problem("family", f"{record.family!r}, but the card of {record.task} says '{here.family}'")
     yield from _data_faults(record, here)

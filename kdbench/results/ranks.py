@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from kdbench.results.stats import ROUNDING
+from kdbench.results.stats import RESOLUTION
 
 Matrix = NDArray[np.float64]
 LEVEL = 0.05
+FLAT = 2.0  # stands for the p of differences without spread, which have none
 
 
 def pairwise(scores: Sequence[Mapping[int, float]]) -> Matrix:
     """Holm-adjusted p of the paired t test between any two arms, whose scores are given by seed; k × k, symmetric.
 
     Each test is :func:`kdbench.results.stats.paired` over the seeds that both arms have, and Holm runs over all pairs
-    that have at least two; the others, and the diagonal, are NaN.
+    that have at least two; the others, and the diagonal, are NaN. So are those whose differences are all equal, which
+    count in Holm as tests that found nothing.
     """
     seeds = {seed: index for index, seed in enumerate(sorted({seed for arm in scores for seed in arm}))}
     table = np.full((len(scores), len(seeds)), np.nan)
@@ -30,26 +32,26 @@ def pairwise(scores: Sequence[Mapping[int, float]]) -> Matrix:
     adjusted = np.full((len(scores), len(scores)), np.nan)
     above = np.triu_indices(len(scores), 1)
     if above[0].size:
-        adjusted[above] = _holm(np.concatenate([_paired(row, table[i + 1 :]) for i, row in enumerate(table[:-1])]))
+        p = np.concatenate([_paired(row, table[i + 1 :]) for i, row in enumerate(table[:-1])])
+        adjusted[above] = np.where(p == FLAT, np.nan, _holm(np.minimum(p, 1.0)))
     symmetric: Matrix = np.fmax(adjusted, adjusted.T)
     return symmetric
 
 
 def _paired(one: Matrix, others: Matrix) -> Matrix:
-    """p of ``stats.paired`` of one arm against each of several, NaN for fewer than two common seeds."""
+    """p of ``stats.paired`` of one arm against each of several; NaN for fewer than two common seeds, or ``FLAT``."""
     both = ~np.isnan(one) & ~np.isnan(others)
     n = both.sum(axis=1)
     some = np.maximum(n, 2)
     with np.errstate(all="ignore"):
         d = np.where(both, one - others, 0.0)
-        largest = np.where(both, np.maximum(np.abs(one), np.abs(others)), 0.0).max(axis=1, initial=1.0)
+        largest = np.where(both, np.maximum(np.abs(one), np.abs(others)), 0.0).max(axis=1, initial=0.0)
         low = np.where(both, d, np.inf).min(axis=1, initial=np.inf)
         high = np.where(both, d, -np.inf).max(axis=1, initial=-np.inf)
         mean = d.sum(axis=1) / some
         variance = (np.where(both, d - mean[:, None], 0.0) ** 2).sum(axis=1) / (some - 1)
         p: Matrix = 2 * special.stdtr(some - 1, -np.abs(mean) / np.sqrt(variance / some))
-    p = np.where(high - low <= ROUNDING * largest, 0.0, p)
-    p = np.where(np.abs(d).max(axis=1, initial=0.0) <= ROUNDING * largest, 1.0, p)
+    p = np.where(high - low <= RESOLUTION * largest, FLAT, p)
     p[n < 2] = np.nan
     return p
 
@@ -118,15 +120,16 @@ def _studentized_range(level: float, k: int) -> float:
 def critical_difference(scores: Mapping[str, Sequence[float]], maximise: bool = True, level: float = LEVEL) -> Ranking:
     """Friedman's mean ranks of k ≥ 2 methods over N ≥ 2 tables, and Nemenyi's critical difference.
 
-    Ranks are drawn in each table, ties sharing their mean, and CD = q_α √(k (k + 1) / (6 N)), where q_α is the quantile
-    1 − α of the studentized range of k means at infinite degrees of freedom, divided by √2. ``scores`` holds the
-    method's score on each table, in one order. Raises ValueError for fewer methods or tables, or unequal lengths.
+    Ranks are drawn in each table, ties (scores that differ by less than ``RESOLUTION``) sharing their mean, and
+    CD = q_α √(k (k + 1) / (6 N)), where q_α is the quantile 1 − α of the studentized range of k means at infinite
+    degrees of freedom, divided by √2. ``scores`` holds the method's score on each table, in one order. Raises
+    ValueError for fewer methods or tables, or unequal lengths.
     Source: Demšar (2006), Journal of Machine Learning Research 7, 1-30.
     """
     lengths = {len(values) for values in scores.values()}
     if len(scores) < 2 or len(lengths) != 1 or min(lengths) < 2:
         raise ValueError(f"Ranks need two methods and the same two tables or more, not {len(scores)} with {lengths}.")
-    table = np.asarray(list(scores.values()), dtype=float) * (-1 if maximise else 1)
+    table = _levels(np.asarray(list(scores.values()), dtype=float) * (-1 if maximise else 1))
     k, blocks = table.shape
     means = stats.rankdata(table, axis=0).mean(axis=1)
     cd = _studentized_range(level, k) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * blocks))
@@ -134,3 +137,12 @@ def critical_difference(scores: Mapping[str, Sequence[float]], maximise: bool = 
     if k > 2:
         p = 1.0 if np.ptp(table, axis=0).max() == 0 else float(stats.friedmanchisquare(*table).pvalue)
     return Ranking(dict(zip(scores, map(float, means), strict=True)), float(cd), p, blocks)
+
+
+def _levels(table: Matrix) -> Matrix:
+    """The numbers of each column's levels, 0 the smallest; values that differ by rounding alone are on one."""
+    order = np.argsort(table, axis=0)
+    steps = np.diff(np.take_along_axis(table, order, axis=0), axis=0) > RESOLUTION * np.abs(table).max(axis=0)
+    levels = np.zeros_like(table)
+    np.put_along_axis(levels, order, np.vstack([np.zeros((1, table.shape[1])), np.cumsum(steps, axis=0)]), axis=0)
+    return levels

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -30,13 +29,15 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kdbench import hashing
 from kdbench.errors import KdbenchError
+from kdbench.options import identity
 from kdbench.results import checks
 from kdbench.results.checks import Fault, Loc
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+ADDED = {"code": 2}
+"""Fields that older schemas lack, with the version that brought them."""
 CONFIG_KEYS = ("task", "scale", "method", "control", "seed", "data", "student", "teacher", "optimizer", "trainer")
 ARM_KEYS = frozenset({"method", "control", "seed", "teacher"})
-SHARES = frozenset({"accuracy", "macro_f1", "dice", "auc"})
 
 Confusion = list[list[Annotated[int, Field(ge=0)]]]
 
@@ -55,6 +56,12 @@ class InvalidRecord(KdbenchError):
         self.where, self.problems = where, list(problems)
         listed = "".join(f"\n  {problem.field}: {problem.message}" for problem in self.problems)
         super().__init__(f"{where} is not a valid record:{listed}")
+
+    @property
+    def short(self) -> str:
+        """One line, with the first of the problems."""
+        field, message = self.problems[0]
+        return f"{self.where} is not a valid record ({field}: {message})."
 
 
 class NoRecord(InvalidRecord):
@@ -95,12 +102,6 @@ def _plain(config: object) -> object:
     return config
 
 
-def _shares(metrics: dict[str, float]) -> dict[str, float]:
-    outside = ((name, value) for name, value in metrics.items() if name in SHARES and not 0 <= value <= 1)
-    _reject(((name,), f"{value:g} is not within 0 and 1") for name, value in outside)
-    return metrics
-
-
 def _time(value: object) -> object:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
@@ -116,7 +117,7 @@ def _number_or_text(value: object, check: ValidatorFunctionWrapHandler) -> float
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-Scores = Annotated[dict[str, float], AfterValidator(_shares)]
+Scores = dict[str, float]
 Predictions = Annotated[str, Field(pattern=r"^[0-9a-z]*$", max_length=10_000)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time)]
 Term = Annotated[float | str, WrapValidator(_number_or_text)]
@@ -132,6 +133,15 @@ class Git(_Part):
 
     commit: str | None = Field(description="commit of the checkout, null outside one", pattern=r"^[0-9a-f]{7,64}$")
     dirty: bool | None = Field(description="whether tracked files differed from the commit, null outside a checkout")
+
+
+class Code(_Part):
+    """The code that the numbers depend on, by content: import closure of method, task and engine."""
+
+    sha256: Hex = Field(description="SHA-256 of files")
+    files: dict[str, Annotated[str, Field(pattern=r"^([0-9a-f]{16}|missing)$")]] = Field(
+        description="path from the package on -> first digits of the SHA-256 of its code without comments"
+    )
 
 
 class Hardware(_Part):
@@ -165,7 +175,7 @@ class Data(_Part):
 
 
 class Metrics(_Part):
-    """Scores by split and name; accuracy, macro_f1, dice and auc are shares in [0, 1]."""
+    """Scores by split and name, in the ranges that the family declares."""
 
     val: Scores = Field(description="validation scores")
     test: Scores = Field(description="test scores")
@@ -234,10 +244,11 @@ class Content(_Part):
     seed: int = Field(description="the number every seed is drawn from; it pairs the arms")
     command: str = Field(description="one line that reproduces the run", pattern=r"^[^\r\n]+$")
     config: Config = Field(description="resolved configuration; keys: " + ", ".join(CONFIG_KEYS))
-    config_hash: Hex = Field(description="SHA-256 of the configuration; names the run")
+    config_hash: Hex = Field(description="SHA-256 of the configuration less what changes no number; names the run")
     group: Hex = Field(description="SHA-256 of the configuration without " + ", ".join(sorted(ARM_KEYS)))
     versions: dict[str, str] = Field(description="package versions")
     git: Git = Field(description="source of the run")
+    code: Code | None = Field(default=None, description="code of the run; null where it is not known (schema 1)")
     hardware: Hardware = Field(description="machine of the run")
     data: Data | None = Field(description="data and split")
     teacher: Teacher | None = Field(description="teacher; null exactly when config.teacher is")
@@ -273,13 +284,22 @@ class Record(Content):
 
     def _faults(self) -> Iterator[Fault]:
         yield from super()._faults()
-        if self.digest != hashing.digest(self.model_dump(mode="json", exclude={"digest"})):
+        if self.digest != hashing.digest(_body(self)):
             yield ("digest",), "does not match the record: a field was changed after the run"
 
 
+def _body(record: Content) -> dict[str, Any]:
+    """All that the digest is over: the fields of the record's own schema."""
+    newer = {name for name, version in ADDED.items() if version > record.schema_version}
+    return record.model_dump(mode="json", exclude={"digest", *newer})
+
+
 def group_of(config: Mapping[str, JsonValue]) -> str:
-    """What makes two runs comparable as arms: the digest of a configuration without method, control, seed, teacher."""
-    return hashing.digest({key: value for key, value in config.items() if key not in ARM_KEYS})
+    """What makes two runs comparable as arms: the digest of a configuration without method, control, seed, teacher.
+
+    Options that change no number do not count either.
+    """
+    return hashing.digest({key: value for key, value in identity(config).items() if key not in ARM_KEYS})
 
 
 def _identity_faults(record: Content) -> Iterator[Fault]:
@@ -295,8 +315,15 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
         own, given = getattr(record, key), config.get(key)
         if key in config and (type(given) is not type(own) or given != own):
             yield (key,), f"{own!r}, but config.{key} is {given!r}"
-    if record.config_hash != hashing.digest(config):
+    if record.config_hash != hashing.digest(identity(config)):
         yield ("config_hash",), "is not the digest of config"
+    for name, version in ADDED.items():
+        if version > record.schema_version and getattr(record, name) is not None:
+            yield (name,), f"is no field of schema {record.schema_version}"
+        elif version <= record.schema_version and record.status == "done" and getattr(record, name) is None:
+            yield (name,), f"required from schema {version} on"
+    if record.code and record.code.sha256 != hashing.digest(record.code.files):
+        yield ("code", "sha256"), "is not the digest of code.files"
     if record.group != group_of(config):
         yield ("group",), f"is not the digest of config without {', '.join(sorted(ARM_KEYS))}"
 
@@ -315,7 +342,7 @@ def _validated(model: type[_Model], value: object, where: Path | str) -> _Model:
 
 def seal(fields: Mapping[str, Any]) -> Record:
     """Build a record from all fields but ``digest``, which is computed. Raises InvalidRecord, naming every field."""
-    body = _validated(Content, dict(fields), "This run's result").model_dump(mode="json")
+    body = _body(_validated(Content, dict(fields), "This run's result"))
     return _validated(Record, {**body, "digest": hashing.digest(body)}, "This run's result")
 
 
@@ -325,7 +352,7 @@ def _one_line(match: re.Match[str]) -> str:
 
 def dumps(record: Record) -> str:
     """The record as JSON text: fields in schema order, lists of numbers on one line, a newline at the end."""
-    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({**_body(record), "digest": record.digest}, indent=1, ensure_ascii=False, allow_nan=False)
     # JSON escapes newlines within strings, so a bracket before a newline always opens a list.
     return re.sub(r"\[\n[^][{}\"]*\]", _one_line, text) + "\n"
 

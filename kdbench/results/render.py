@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from kdbench.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
+from kdbench.results.mixtures import Mixture
 from kdbench.results.stats import PairedDifference
 
 MISSING = "–"
 LEVEL = 0.05
-PERCENT = ("accuracy", "f1", "dice", "auc", "map50")
 HEADINGS = (
     *("arm", "n", "", "Δ alone", "p", "Δ kd", "p"),
     *("gap closed", "agree %", "params", "MFLOPs", "ms", "train s", "peak MB"),
@@ -35,14 +38,14 @@ def table(comparison: Comparison) -> Table:
         else:
             shown.add_column(Text(narrow), overflow="fold", min_width=12)
     for row in comparison.rows:
-        shown.add_row(*(Text(cell) for cell in _cells(row, comparison.metric)))
+        shown.add_row(*(Text(cell) for cell in _cells(row, comparison.unit)))
     return shown
 
 
 def markdown(comparison: Comparison) -> str:
     """The comparison as a Markdown table with its title, verdicts and footnotes; ends with a newline."""
     headings = _headings(comparison)
-    rows = [[cell.replace("|", "\\|") for cell in _cells(row, comparison.metric)] for row in comparison.rows]
+    rows = [[cell.replace("|", "\\|") for cell in _cells(row, comparison.unit)] for row in comparison.rows]
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     notes = "\n".join(f"- {line}" for line in [*verdicts(comparison), *footnotes(comparison)])
@@ -79,7 +82,7 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """What a reader must know to read the numbers: single seeds, failed runs, mixed machines, a weak teacher."""
+    """What a reader must know to read the numbers: single seeds, failed runs, mixed arms, a weak teacher."""
     students = [row for row in comparison.rows if row.method != "teacher"]
     notes = [f"{row.label}: {row.failed} of {row.failed + row.n} runs failed" for row in students if row.failed]
     if any(row.n == 1 for row in students):
@@ -88,11 +91,9 @@ def footnotes(comparison: Comparison) -> list[str]:
         notes.append(
             "p: two-sided paired t tests over seeds, Holm-adjusted over the methods; ± and brackets: 95 % intervals"
         )
-    if comparison.mixed:
-        told = ", ".join(map(str, comparison.mixed[:10])) + (", …" if len(comparison.mixed) > 10 else "")
-        notes.append(
-            f"arms of seed {told} ran on different processors: they share all random streams, but not rounding"
-        )
+    if any(delta.flat for row in students for delta in (row.delta_alone, row.delta_kd, row.delta_real) if delta):
+        notes.append("no spread (all paired differences are equal): no interval and no p; add seeds, e.g. seed=0..9")
+    notes += map(_mixture, comparison.mixed)
     if any(row.stage_seconds for row in students):
         notes.append("train s: the student's training + the method's other stages")
     teacher = next((row.mean for row in comparison.rows if row.method == "teacher"), None)
@@ -102,44 +103,50 @@ def footnotes(comparison: Comparison) -> list[str]:
     return notes
 
 
+def _mixture(found: Mixture) -> str:
+    def first(some: Sequence[object]) -> str:
+        return ", ".join(str(one)[:60] for one in some[:10]) + (", …" if len(some) > 10 else "")
+
+    return f"arms of seed {first(found.seeds)} differ in {found.trait} ({first(found.values)}): {found.otherwise}"
+
+
 def better(difference: float, comparison: Comparison) -> bool:
     """Whether a difference of scores is one for the better."""
     return difference < 0 if comparison.mode == "min" else difference > 0
 
 
 def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -> str:
-    metric = comparison.metric
-    unit = " points" if percent(metric) else ""
-    shown = signed(delta.mean, metric) + unit
+    unit = comparison.unit
+    points = " points" if unit == PERCENT else f" {unit}" if unit else ""
+    shown = signed(delta.mean, unit) + points
+    if delta.flat:
+        return f"{shown} in each of {delta.n} paired seeds; no spread: add seeds"
     if delta.low is None or delta.high is None or delta.detectable is None or p is None:
         return f"{shown}: {'one paired seed' if delta.n == 1 else 'a spread beyond measure'}, no test"
-    if delta.low == delta.high:
-        return f"{shown} in each of {delta.n} paired seeds: no spread for a test to judge by; add seeds"
-    result = f"{shown} [{signed(delta.low, metric)}, {signed(delta.high, metric)}], p {_equals(p)}"
+    result = f"{shown} [{signed(delta.low, unit)}, {signed(delta.high, unit)}], p {_equals(p)}"
     if p >= LEVEL:
-        could = number(delta.detectable, metric)
-        return f"{result}: no detectable difference ({delta.n} paired seeds could detect {could}{unit})"
+        could = number(delta.detectable, unit)
+        return f"{result}: no detectable difference ({delta.n} paired seeds could detect {could}{points})"
     if comparison.mode is None:
         return f"{result}: {'higher' if delta.mean > 0 else 'lower'}"
     return f"{result}: {'better' if better(delta.mean, comparison) else 'worse'}"
 
 
 def _headings(comparison: Comparison) -> list[str]:
-    metric = comparison.metric or "score"
-    shown = f"{metric} %" if percent(metric) else metric
+    shown = " ".join([comparison.metric or "score", *([comparison.unit] if comparison.unit else [])])
     return [shown if index == 2 else heading for index, heading in enumerate(HEADINGS)]
 
 
-def _cells(row: Row, metric: str | None) -> list[str]:
+def _cells(row: Row, unit: str) -> list[str]:
     alone, kd = row.delta_alone, row.delta_kd
-    half = f" ± {number((row.interval[1] - row.interval[0]) / 2, metric)}" if row.interval else ""
+    half = f" ± {number((row.interval[1] - row.interval[0]) / 2, unit)}" if row.interval else ""
     return [
         row.label,
         str(row.n),
-        MISSING if row.mean is None else number(row.mean, metric) + half,
-        MISSING if alone is None else signed(alone.mean, metric),
+        MISSING if row.mean is None else number(row.mean, unit) + half,
+        MISSING if alone is None else signed(alone.mean, unit),
         MISSING if row.p_alone is None else p_value(row.p_alone),
-        MISSING if kd is None else signed(kd.mean, metric),
+        MISSING if kd is None else signed(kd.mean, unit),
         MISSING if row.p_kd is None else p_value(row.p_kd),
         MISSING if row.gap_closed is None else fixed(row.gap_closed, 2),
         MISSING if row.agreement is None else f"{100 * row.agreement:.2f}",
@@ -155,11 +162,6 @@ def _stages(row: Row) -> str:
     return f"+{fixed(row.stage_seconds, 1)}" if row.stage_seconds else ""
 
 
-def percent(metric: str | None) -> bool:
-    """Whether scores of this metric are shown in percent, and differences in points."""
-    return metric is not None and metric.endswith(PERCENT)
-
-
 def _minus(text: str) -> str:
     return text.replace("-", "−")
 
@@ -169,16 +171,16 @@ def fixed(value: float, places: int) -> str:
     return _minus(f"{value:.{places}f}" if abs(value) < 1e9 else f"{value:.4g}")
 
 
-def number(value: float, metric: str | None) -> str:
-    """A score, in percent where its metric is shown so."""
-    return fixed(100 * value, 2) if percent(metric) else _minus(f"{value:.4g}")
+def number(value: float, unit: str) -> str:
+    """A score, in percent where that is its metric's unit."""
+    return fixed(100 * value, 2) if unit == PERCENT else _minus(f"{value:.4g}")
 
 
-def signed(value: float, metric: str | None) -> str:
-    """A difference of scores with its sign, in points where its metric is shown in percent."""
+def signed(value: float, unit: str) -> str:
+    """A difference of scores with its sign, in points where the unit is percent."""
     # Adding 0 turns a −0 that rounding left into +0.
     shown = f"{round(100 * value, 2) + 0.0:+.2f}" if abs(value) < 1e7 else f"{100 * value:+.4g}"
-    return _minus(shown if percent(metric) else f"{value + 0.0:+.4g}")
+    return _minus(shown if unit == PERCENT else f"{value + 0.0:+.4g}")
 
 
 def p_value(p: float) -> str:

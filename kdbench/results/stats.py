@@ -5,20 +5,31 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
-# Differences of scores that are equal but for the last bits of a float are equal.
-ROUNDING = 1e-12
+Values = NDArray[np.float64]
+
+RESOLUTION = 1e-6
+"""Of two scores' difference, relative to the larger one: what is smaller is rounding and says nothing.
+
+Scores that were computed in float32, as those of records of schema version 1 were, are off by up to 1.5e-7 of their
+size, so equal differences of four scores seem to differ by up to 6e-7. A single example more tells more than 1e-6 in
+every test set of less than a million.
+"""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of a − b over ``n`` pairs, in the unit of the values; None where one pair allows no statement."""
+    """The mean of a − b over ``n`` pairs, in the unit of the values; None where the pairs allow no statement.
+
+    ``flat`` says that there are several and that all differ by the same, zero or not, as far as their scores resolve.
+    """
 
     n: int
     mean: float
@@ -26,6 +37,7 @@ class PairedDifference:
     high: float | None
     p: float | None
     detectable: float | None
+    flat: bool = False
 
 
 @functools.cache
@@ -49,16 +61,28 @@ def average(values: Sequence[float]) -> float:
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float] | None]:
     """Mean and its two-sided Student t interval: x̄ ± t_{(1+level)/2, n−1} · s / √n.
 
-    The interval is in the unit of the values, and None for one value or where no float holds it. Raises ValueError for
-    none.
+    The interval is in the unit of the values, and None for one value, for values without spread (:func:`flat`) and
+    where no float holds it. Raises ValueError for none.
     """
     if not values:
         raise ValueError("The mean of no values is not defined.")
     center, n = float(np.mean(values)), len(values)
     if not math.isfinite(center):
         return average(values), None
-    half = float(t_quantile((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else math.inf
+    if n == 1 or flat(values, resolution(values)):
+        return center, None
+    half = float(t_quantile((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
     return center, (center - half, center + half) if math.isfinite(half) else None
+
+
+def resolution(*scores: Sequence[float]) -> float:
+    """The smallest difference that counts between these scores: ``RESOLUTION`` of the largest of them."""
+    return RESOLUTION * max(float(np.abs(values).max()) for values in scores)
+
+
+def flat(values: Sequence[float] | Values, finest: float) -> bool:
+    """Whether no two of the values differ by more than ``finest``: there is no spread to judge a mean by."""
+    return bool(np.ptp(values) <= finest)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -67,25 +91,22 @@ def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
 
     With d = a − b, p = 2 F(−|t|) where t = d̄ √n / s_d and F is Student's t distribution at n − 1 degrees of freedom.
     detectable = (t_{0.975, n−1} + t_{0.8, n−1}) · s_d / √n, the difference found with 80 % power at the 5 % level.
-    Where all differences are equal, s_d is 0 and t is not defined: p is 1 if they are all 0, and otherwise 0, the limit
-    of t → ∞. That limit says how the test behaves, not that the effect is certain: few seeds and a small test set give
-    equal differences by chance. One pair has no interval, p or detectable, and neither have differences whose spread
-    no float holds. Raises ValueError for unequal lengths or no pairs.
+    Differences that are all equal as far as the scores resolve (``RESOLUTION``) are ``flat``: s_d is 0 or rounding, and
+    t is not defined. They have no interval, p or detectable, whether they are 0 or not: few seeds and a small test set
+    give equal differences by chance. Neither has one pair, or differences whose spread no float holds. Raises
+    ValueError for unequal lengths or no pairs.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"Pairs need two equally long, non-empty sequences, not {len(a)} and {len(b)} values.")
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    scale = ROUNDING * max(1.0, float(np.abs(a).max()), float(np.abs(b).max()))
-    if np.abs(differences).max() <= scale:
-        differences[:] = 0.0
-    elif np.ptp(differences) <= scale:
-        differences[:] = differences[0]
-    n, center = len(differences), float(differences.mean())
+    n, finest = len(differences), resolution(a, b)
+    if n > 1 and math.isfinite(finest) and flat(differences, finest):
+        same = float(differences.mean())
+        return PairedDifference(n, same if abs(same) > finest else 0.0, None, None, None, None, flat=True)
+    center = float(differences.mean())
     error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else math.inf
     if not math.isfinite(center + error):
         return PairedDifference(n, average(np.nan_to_num(differences).tolist()), None, None, None, None)
-    if np.ptp(differences) == 0:
-        return PairedDifference(n, center, center, center, float(center == 0), 0.0)
     t, power = t_quantile(0.975, n - 1), t_quantile(0.8, n - 1)
     p = float(2 * special.stdtr(n - 1, -abs(center / error)))
     return PairedDifference(n, center, center - t * error, center + t * error, p, (t + power) * error)
@@ -105,24 +126,33 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def adjusted(differences: Iterable[PairedDifference | None]) -> list[float | None]:
+    """Holm-adjusted p of paired tests. Flat differences have none, but count as a test that found nothing."""
+    listed = list(differences)
+    found = holm([None if one is None else 1.0 if one.flat else one.p for one in listed])
+    return [None if one is None or one.flat else p for one, p in zip(listed, found, strict=True)]
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def gap_closed(method: Sequence[float], alone: Sequence[float], teacher: Sequence[float | None]) -> float | None:
     """(method − alone) / (teacher − alone), a ratio of means over the same seeds: 0 = no gain, 1 = the teacher's score.
 
-    None when there are no values, a seed's teacher is missing, |teacher − alone| < 1e-12, or no float holds the ratio.
-    Negative also when the teacher is the one that is worse than the student alone.
+    None when there are no values, a seed's teacher is missing, teacher and alone do not differ (``RESOLUTION``), or no
+    float holds the ratio. Negative also when the teacher is the one that is worse than the student alone.
     """
     known = [value for value in teacher if value is not None]
     if not (method and alone and known) or len(known) < len(teacher):
         return None
     base = float(np.mean(alone))
     gap = float(np.mean(known)) - base
-    closed = math.nan if abs(gap) < ROUNDING else (float(np.mean(method)) - base) / gap
+    closed = math.nan if abs(gap) <= resolution(alone, known) else (float(np.mean(method)) - base) / gap
     return closed if math.isfinite(closed) else None
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def fieller(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+def fieller(
+    x: Sequence[float], y: Sequence[float], level: float = 0.95, finest: float = 0.0
+) -> tuple[float, float] | None:
     """Fieller's confidence interval of the ratio of means ρ = E[x] / E[y] of paired values, for ``gap_closed``.
 
     It holds every ρ that a t test of x − ρ y does not reject: (x̄ − ρ ȳ)² ≤ c (s_xx − 2 ρ s_xy + ρ² s_yy) with
@@ -132,8 +162,9 @@ def fieller(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tupl
         δ = (−c s_ey ± √(c² s_ey² + A c s_ee)) / A.
 
     A constant y leaves the t interval of x̄, divided by y. None where no bounded interval exists: A ≤ 0, which is where
-    ȳ does not differ from 0 at this level; for fewer than two pairs; and where no float holds the interval. Raises
-    ValueError for unequal lengths.
+    ȳ does not differ from 0 at this level; for fewer than two pairs; where x or e has no spread to judge by, none above
+    ``finest`` or ``RESOLUTION`` of the values; and where no float holds the interval. Raises ValueError for unequal
+    lengths.
     Source: Fieller (1954), Journal of the Royal Statistical Society B 16, 175-185.
     """
     if len(x) != len(y):
@@ -142,14 +173,17 @@ def fieller(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tupl
     if n < 2:
         return None
     over, under = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if np.ptp(under) <= ROUNDING * max(1.0, float(np.abs(under).max())):
+    finest = max(finest, resolution(x, y))
+    if flat(under, finest):
         under = np.full(n, under.mean())
     base = float(under.mean())
     c = t_quantile((1 + level) / 2, n - 1) ** 2 / n
-    if abs(base) < ROUNDING or (leading := base**2 - c * float(under.var(ddof=1))) <= 0:
+    if flat(over, finest) or abs(base) <= finest or (leading := base**2 - c * float(under.var(ddof=1))) <= 0:
         return None
     ratio = float(over.mean()) / base
     rest = over - ratio * under
+    if flat(rest, finest):
+        return None
     rest -= rest.mean()
     s_ee, s_ey = (float(rest @ other) / (n - 1) for other in (rest, under - base))
     root = np.sqrt((c * s_ey) ** 2 + leading * c * s_ee)

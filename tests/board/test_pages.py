@@ -103,6 +103,26 @@ def test_a_task_page_tells_the_comparison(failing: Path, tmp_path: Path) -> None
     assert "Paired differences over seeds" in page.text and "One dot for each seed" in page.text
 
 
+def test_a_page_names_what_mixes_its_arms_and_calls_no_flat_difference_a_result(
+    sealed: Make, save: Callable[..., Path], tmp_path: Path
+) -> None:
+    def other(fields: dict[str, Any]) -> None:
+        fields["hardware"]["threads"] = 1
+
+    runs = [sealed(None, "alone", seed, 40 + seed) for seed in range(3)]
+    build([save([*runs, *(sealed(other, "kd", seed, 44 + seed) for seed in range(3))])], tmp_path / "site")
+    page = Tables(tmp_path / "site" / "task" / "imagined.html")
+    assert "arms of seed 0, 1, 2 differ in threads (1, 2): " in page.text
+    assert "kd − alone: +6.67 points in each of 3 paired seeds; no spread: add seeds" in page.text
+    cells = next(iter(page.found.values()))["kd"]
+    assert cells["delta_alone"]["text"] == "+6.67 (no spread)" and cells["p_alone"]["text"] == "–"
+    assert not {"better", "worse"} & set(str(cells["delta_alone"]["class"]).split())
+    overview = Tables(tmp_path / "site" / "index.html").text
+    assert "0 better than the student alone, 0 worse, 0 not distinguishable, 1 without a test" in overview
+    (row, *_) = csv.DictReader((tmp_path / "site" / "data" / "results.csv").read_text().splitlines())
+    assert (row["metric"], row["best"]) == ("accuracy", "largest")
+
+
 def test_what_was_not_measured_is_missing_and_never_zero(failing: Path) -> None:
     (rows,) = Tables(failing / "task" / "imagined.html").found.values()
     for key in ("latency_ms", "flops", "peak_memory_bytes"):

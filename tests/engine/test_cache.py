@@ -1,12 +1,15 @@
 """The teacher cache gives back the bits it was given, and refuses what is not its own."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdbench.engine.cache import CacheKey, TeacherCache
+from kdbench.engine.cache import CacheKey, DamagedCacheError, TeacherCache
 from kdbench.errors import StaleCacheError
 
 KEY = CacheKey(teacher="t" * 64, outputs=("hop", "logits"), data="d" * 64, rows=10)
@@ -56,6 +59,93 @@ def test_too_few_rows_and_other_outputs_are_refused(tmp_path: Path) -> None:
         TeacherCache.ensure(tmp_path, KEY, CHUNKS[:1])
     with pytest.raises(StaleCacheError, match="the cache is for"):
         TeacherCache.ensure(tmp_path, KEY, [{"logits": DATA["logits"]}])
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def listed(path: Path) -> None:
+    path.write_text("[1, 2]")
+
+
+@pytest.mark.parametrize("name", ["rows.bin", "cache.json"])
+@pytest.mark.parametrize("damage", [zeroed, flipped, truncated, emptied, listed])
+def test_a_damaged_cache_is_named_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
+) -> None:
+    TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    folder = tmp_path / KEY.hash[:16]
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damage(folder / name)
+    with pytest.raises(DamagedCacheError, match=f"{folder / name} is damaged"):
+        TeacherCache(folder, KEY)
+    cache = TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    (message,) = caplog.messages
+    assert str(folder / name) in message and message.endswith("The teacher cache is made again.")
+    assert torch.equal(cache.read(torch.arange(10))["logits"], DATA["logits"])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_lost_file_of_rows_is_made_again(tmp_path: Path) -> None:
+    TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    (tmp_path / KEY.hash[:16] / "rows.bin").unlink()
+    assert torch.equal(TeacherCache.ensure(tmp_path, KEY, CHUNKS).read(torch.arange(10))["hop"], DATA["hop"])
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    folder = tmp_path / KEY.hash[:16]
+    for name in ("rows.bin", "cache.json"):
+        content = (folder / name).read_bytes()
+        for place in range(0, len(content), 3):
+            (folder / name).write_bytes(
+                content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+            )
+            with pytest.raises(DamagedCacheError, match=name):
+                TeacherCache(folder, KEY)
+        (folder / name).write_bytes(content)
+
+
+def test_a_reader_keeps_its_rows_while_the_cache_is_made_again(tmp_path: Path) -> None:
+    cache = TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    flipped(tmp_path / KEY.hash[:16] / "cache.json")
+    TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    assert torch.equal(cache.read(torch.arange(10))["hop"], DATA["hop"])
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    script = f"""
+import os, sys
+from pathlib import Path
+import torch
+from kdbench.engine.cache import CacheKey, TeacherCache
+
+def chunks():
+    yield {{"hop": torch.zeros(4, 3, 2), "logits": torch.zeros(4, 4)}}
+    os.kill(os.getpid(), 9)
+
+TeacherCache.ensure(Path(sys.argv[1]), {KEY!r}, chunks())
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    folder = tmp_path / KEY.hash[:16]
+    assert killed.returncode == -9 and len(list(folder.glob(".rows.bin.*"))) == 1
+    TeacherCache.ensure(tmp_path, KEY, CHUNKS)
+    assert {file.name for file in folder.iterdir()} == {"lock", "rows.bin", "cache.json"}
 
 
 def test_reading_does_not_write(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine.distributed import check_started, gather, rank
+from kdbench.engine.distributed import check_place, gather, rank
 from kdbench.engine.losses import distillation_kl, info_nce
 from kdbench.engine.schedules import linear_ramp
 from kdbench.errors import UsageError
@@ -68,20 +68,21 @@ def test_one_process_gathers_itself() -> None:
 def test_rank_follows_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    assert rank() == 0
+    assert rank(4) == 0
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert rank() == 3
+    assert rank(4) == 3
     monkeypatch.setenv("RANK", "1")
-    assert rank() == 1
+    assert rank(4) == 1
+    assert rank(1) == 0, "one process is the first, whatever a launcher left behind"
 
 
 def test_srun_starts_as_many_processes_as_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    check_started(Trainer(devices=2, num_nodes=2))
+    check_place(Trainer(devices=2, num_nodes=2))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    check_started(Trainer(devices=2, num_nodes=2))
+    check_place(Trainer(devices=2, num_nodes=2))
     with pytest.raises(UsageError, match=r"srun started 4 processes.*makes 1"):
-        check_started(Trainer())
+        check_place(Trainer())
 
 
 def test_linear_ramp() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbench import cli
 from kdbench.config import expand
+from kdbench.engine import fitting
 from kdbench.engine.runner import Outcome, Silent, run
 from kdbench.results.record import loads
 
@@ -39,9 +44,10 @@ def processes(root: Path, *words: str) -> Path:
     return command_line(root, *SMALL, *words)
 
 
-def command_line(root: Path, *words: str) -> Path:
-    """Do one run by the command line; its folder."""
+def command_line(root: Path, *words: str, **variables: str) -> Path:
+    """Do one run by the command line, with further environment ``variables``; its folder."""
     clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    clean |= variables
     command = [
         sys.executable,
         "-m",
@@ -78,6 +84,41 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     mixed = in_process(tmp_path, "method=lingugkd", "trainer.precision=bf16-mixed").record.curves["train/loss"]
     single = in_process(tmp_path, "method=lingugkd").record.curves["train/loss"]
     assert mixed != single and mixed == pytest.approx(single, rel=0.05)
+
+
+def test_one_process_is_the_first_whatever_a_launcher_left_behind(tmp_path: Path) -> None:
+    left = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID"), "1")
+    stale = command_line(tmp_path / "stale", *SMALL, "method=alone", **left)
+    plain = in_process(tmp_path / "plain", "method=alone")
+    assert largest_difference(student(stale), student(plain.folder)) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU"),
+        (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "trainer.precision=16-mixed needs a GPU"),
+        (["trainer.accelerator=gpu"], f"torch finds none here, beside {os.cpu_count()} processor cores"),
+        (["trainer.accelerator=gpu", "trainer.devices=2"], "trainer.devices=2 ask for as many GPUs"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_this_machine_lacks_is_told_before_any_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    code = cli.entry(["run", "task=gnn", "method=kd", *words, "--runs", str(tmp_path)])
+    assert code == 2 and told in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_lightning_s_warnings_are_shown_but_for_the_expected(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        importlib.reload(fitting)
+        in_process(tmp_path, "method=kd")
+        warnings.warn_explicit("unheard of", UserWarning, "x.py", 1, module="pytorch_lightning.trainer")
+    assert [str(warning.message) for warning in seen] == ["unheard of"]
+    assert logging.getLogger("pytorch_lightning").level == logging.WARNING
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Which weights are kept: of the best validation, of the last, of the average; and what is logged of an epoch."""
 
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdbench.engine.callbacks import Curves, Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.teachers import EMATeacher
+from kdbench.errors import KdbenchError
 from kdbench.options import Trainer
 
 SCORES = [0.1, 0.8, 0.8, 0.3]
@@ -68,6 +71,23 @@ def test_the_smallest_is_best_where_the_metric_says_so(tmp_path: Path) -> None:
     selection = Selection("score", mode="min")
     train(tmp_path, selection)
     assert selection.epoch == 0
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("undefined", [math.nan, math.inf, -math.inf])
+def test_a_first_validation_without_a_score_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, undefined: float
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCORES", [undefined, 0.3, undefined, 0.3])
+    selection = Selection("score", mode=mode)
+    train(tmp_path, selection)
+    assert (selection.epoch, selection.value) == (1, pytest.approx(0.3))
+
+
+def test_without_any_score_there_is_nothing_to_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SCORES", [math.nan] * 4)
+    with pytest.raises(KdbenchError, match="val/score was not finite at any validation of the 4 epochs"):
+        train(tmp_path, Selection("score"))
 
 
 def test_a_deployed_average_is_what_is_validated_and_kept_while_the_student_trains_on(tmp_path: Path) -> None:

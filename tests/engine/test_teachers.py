@@ -89,13 +89,13 @@ class Learner(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(teacher: EMATeacher, folder: Path, epochs: int, resume: str | None = None, accumulate: int = 1) -> Learner:
+def fit(*teachers: EMATeacher, folder: Path, epochs: int, resume: str | None = None, accumulate: int = 1) -> Learner:
     torch.manual_seed(0)
     module = Learner()
     data = DataLoader(TensorDataset(torch.arange(48.0).reshape(12, 4).cos()), batch_size=4)
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[teacher],
+        callbacks=list(teachers),
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -103,7 +103,7 @@ def fit(teacher: EMATeacher, folder: Path, epochs: int, resume: str | None = Non
         enable_model_summary=False,
         accumulate_grad_batches=accumulate,
     )
-    trainer.fit(module, data, ckpt_path=resume, weights_only=False)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(folder / "now.ckpt")
     return module
 
@@ -125,20 +125,38 @@ def test_ema_follows_its_formula(tmp_path: Path, network: nn.Module) -> None:
 
 def test_ema_is_in_no_optimiser_and_survives_a_resume(tmp_path: Path) -> None:
     whole, half, rest = (EMATeacher(keep=0.9, forward=outputs) for _ in range(3))
-    module = fit(whole, tmp_path, 4)
+    module = fit(whole, folder=tmp_path, epochs=4)
     assert not any("network" in name for name, _ in module.named_parameters())
-    fit(half, tmp_path, 2)
-    fit(rest, tmp_path, 4, resume=str(tmp_path / "now.ckpt"))
+    fit(half, folder=tmp_path, epochs=2)
+    fit(rest, folder=tmp_path, epochs=4, resume=str(tmp_path / "now.ckpt"))
     assert whole.network is not None and rest.network is not None and half.network is not None
     assert weights_digest(whole.network) == weights_digest(rest.network) != weights_digest(half.network)
 
 
-def test_ema_moves_per_optimiser_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("accumulate", "every", "moves"), [(1, 1, 12), (3, 2, 2), (2, 1, 8), (2, 3, 2), (8, 1, 4), (8, 4, 1)]
+)
+def test_ema_moves_per_optimiser_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, every: int, moves: int
+) -> None:
+    """Four epochs of three batches; what an epoch's last batches accumulate is a step, however few they are."""
     moved: list[int] = []
-    teacher = EMATeacher(keep=0.9, forward=outputs, every=2)
+    teacher = EMATeacher(keep=0.9, forward=outputs, every=every)
     monkeypatch.setattr(teacher, "update", lambda student: moved.append(1))
-    fit(teacher, tmp_path, 4, accumulate=3)
-    assert len(moved) == 2
+    fit(teacher, folder=tmp_path, epochs=4, accumulate=accumulate)
+    assert len(moved) == moves
+
+
+def test_two_moving_averages_of_one_student_survive_a_resume(tmp_path: Path) -> None:
+    def pair() -> list[EMATeacher]:
+        return [EMATeacher(0.9, outputs), EMATeacher(0.5, outputs), EMATeacher(0.5, outputs, name="other")]
+
+    whole, half, rest = pair(), pair(), pair()
+    fit(*whole, folder=tmp_path, epochs=4)
+    fit(*half, folder=tmp_path, epochs=2)
+    fit(*rest, folder=tmp_path, epochs=4, resume=str(tmp_path / "now.ckpt"))
+    assert [teacher.sha256 for teacher in whole] == [teacher.sha256 for teacher in rest]
+    assert whole[0].sha256 != whole[1].sha256 == whole[2].sha256
 
 
 def test_a_step_serves_several_teachers(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,48 @@ def test_a_run_on_gpus_asks_for_as_many_as_it_has_processes() -> None:
     assert (asked["nodes"], asked["ntasks_per_node"], asked["gpus_per_node"]) == (2, 4, 4)
     assert slurm.parameters("a", Slurm(gpus=8), (2, 4, True))["gpus_per_node"] == 8
     assert "gpus_per_node" not in slurm.parameters("a", Slurm(), (1, 1, False))
+
+
+def test_memory_is_asked_for_once_and_left_out_where_it_is_null() -> None:
+    assert slurm.parameters("a", Slurm(), (1, 1, False))["mem"] == "8GB"
+    assert "mem" not in slurm.parameters("a", replace(Slurm(), memory=None), (1, 1, False))
+    asked = slurm.parameters("a", Slurm(sbatch={"mem-per-cpu": "4G"}), (1, 1, False))
+    assert "mem" not in asked and asked["additional_parameters"]["mem-per-cpu"] == "4G"
+
+
+def test_memory_of_each_core_reaches_the_batch_script(tmp_path: Path, commands: Path) -> None:
+    words = ["task=gnn", "method=alone", "name=a", "slurm.sbatch={mem-per-cpu: 4G}"]
+    asked = from_words(words, tmp_path)
+    slurm.submit(asked, list(asked.runs.values()), lambda line: None)
+    told = scripts(asked.folder)
+    assert "#SBATCH --mem-per-cpu=4G\n" in told and "--mem=" not in told
+
+
+def test_more_threads_than_cores_are_refused_and_nothing_is_written(
+    tmp_path: Path, commands: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "task=gnn", "method=alone", "trainer.threads=4", "launcher=slurm", "--runs", str(tmp_path / "r")]
+    assert cli.entry([*words, "slurm.cpus=2"]) == 2
+    assert "trainer.threads=4 is more than slurm.cpus=2" in capfd.readouterr().err
+    assert not (tmp_path / "r").exists()
+    assert cli.entry([*words, "slurm.cpus=4"]) == 0
+
+
+def test_what_a_job_tells_of_itself_is_not_handed_on_to_new_jobs(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (commands / "sbatch").write_text(f"#!/bin/sh\nenv > {commands}/seen\necho Submitted batch job 7\n")
+    inherited = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID", "SLURM_NTASKS", "RANK"]
+    inherited += ["LOCAL_RANK", "WORLD_SIZE", "SUBMITIT_EXECUTOR", "SLURMD_NODENAME", "SBATCH_CPU_BIND", "SRUN_DEBUG"]
+    kept = ["SLURM_CONF", "SBATCH_ACCOUNT", "MASTER_ADDR", "KDBENCH_OFFLINE"]
+    for name in (*inherited, *kept):
+        monkeypatch.setenv(name, "3")
+    before = dict(os.environ)
+    asked = from_words(["task=gnn", "method=alone", "name=a"], tmp_path)
+    slurm.submit(asked, list(asked.runs.values()), lambda line: None)
+    seen = {line.partition("=")[0] for line in (commands / "seen").read_text().splitlines()}
+    assert seen.isdisjoint(inherited) and seen.issuperset(kept)
+    assert dict(os.environ) == before
 
 
 def test_every_example_profile_is_read() -> None:

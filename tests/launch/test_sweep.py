@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from kdbench import cli
 from kdbench.errors import UsageError
 from kdbench.launch import sweep as sweeps
 from kdbench.launch.sweep import from_words, labels, load, names, shared
@@ -47,10 +49,74 @@ def test_a_file_names_runs_and_how_they_are_launched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        *(("30", 30), ("030", 30), ("1:30", 2), ("90:00", 90), ("0:01", 1), ("1:30:00", 90), ("0:00:01", 1)),
+        *(
+            ("1-12", 2160),
+            ("1-12:30", 2190),
+            ("1-12:30:00", 2190),
+            ("1-12:30:01", 2191),
+            ("0-1", 60),
+            ("100:00:00", 6000),
+        ),
+    ],
+)
+def test_a_time_means_what_it_means_to_slurm(text: str, minutes: int, tmp_path: Path) -> None:
+    words = ["task=gnn", "method=alone", "slurm.signal=10"]
+    assert from_words([*words, f"slurm.time={text}"], tmp_path).slurm.time == minutes
+    (tmp_path / "p.yaml").write_text(f"time: {text}\n")
+    asked = from_words([*words, f"profile={tmp_path}/p.yaml", "name=a"], tmp_path)
+    asked.save()
+    assert load("a", tmp_path).slurm.time == asked.slurm.time == minutes
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "30.5", "1:2:3:4", "1-", "-5", "1-2-3", "UNLIMITED", "1h", "''", "null", "true", "[1]", "1_0"]
+)
+def test_what_is_no_time_of_slurm_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"slurm\.time="):
+        from_words(["task=gnn", "method=alone", f"slurm.time={text}"], tmp_path)
+
+
+def test_a_time_that_the_signal_fills_is_refused(tmp_path: Path) -> None:
+    for words in (["slurm.time=1"], ["slurm.time=1:00"], ["slurm.time=2", "slurm.signal=120"]):
+        with pytest.raises(UsageError, match=r"slurm\.time=. \(minutes\) is not above slurm\.signal"):
+            from_words(["task=gnn", "method=alone", *words], tmp_path)
+    assert from_words(["task=gnn", "method=alone", "slurm.time=2", "slurm.signal=119"], tmp_path).slurm.time == 2
+
+
+def test_texts_for_slurm_are_as_they_were_written(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "account: 0123\nqos: 1e3\npartition: yes\nmemory: null\nsbatch: {mem-per-cpu: 4G, nice: 0100}\n"
+    )
+    asked = from_words(["task=gnn", "method=alone", f"profile={tmp_path}/p.yaml"], tmp_path).slurm
+    assert (asked.account, asked.qos, asked.partition, asked.memory) == ("0123", "1e3", "yes", None)
+    assert asked.sbatch == {"mem-per-cpu": "4G", "nice": "0100"}
+    words = ["slurm.qos=1e3", "slurm.memory=null", "slurm.sbatch={mem-per-cpu: 4G, nice: 1_0}", "name=010"]
+    told = from_words(["task=gnn", "method=alone", *words], tmp_path)
+    assert (told.slurm.qos, told.slurm.memory, told.name) == ("1e3", None, "010")
+    assert told.slurm.sbatch == {"mem-per-cpu": "4G", "nice": "1_0"}
+    (tmp_path / "s.yaml").write_text("name: 010\nruns: [task=gnn method=alone]\n")
+    assert from_words([f"{tmp_path}/s.yaml"], tmp_path).name == "010"
+
+
+@pytest.mark.parametrize("sbatch", ['"4G\\n#SBATCH --account=other"', '"4G\\r"', '"\\u2028"'])
+def test_a_text_for_sbatch_is_one_line(sbatch: str, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(f"time: 60\nsbatch: {{mem-per-cpu: {sbatch}}}\n")
+    with pytest.raises(UsageError, match=f"{tmp_path}/p.yaml:2: slurm.sbatch.mem-per-cpu=.*one line"):
+        from_words(["task=gnn", "method=alone", f"profile={tmp_path}/p.yaml"], tmp_path)
+    (tmp_path / "p.yaml").write_text('time: 60\nsbatch: {"a\\nb": c}\n')
+    with pytest.raises(UsageError, match=f"{tmp_path}/p.yaml:2: slurm.sbatch=.*one line"):
+        from_words(["task=gnn", "method=alone", f"profile={tmp_path}/p.yaml"], tmp_path)
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["task=gnn", "method=alone", "launcher=slrum"], "Did you mean 'slurm'"),
         (["task=gnn", "method=alone", "local.wrkers=2"], "Did you mean 'workers'"),
+        (["task=gnn", "method=alone", "local.threads=2"], "trainer.threads"),
         (["task=gnn", "method=alone", "slurm.time=0"], "slurm.time=0"),
         (["task=gnn", "method=alone", "slurm.time=1,2"], "takes one value"),
         (["task=gnn", "method=alon"], "Did you mean 'alone'"),
@@ -69,19 +135,29 @@ def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: st
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("run: [a]", "Did you mean 'runs'"),
-        ("runs: {}", "'runs' is a list of lines"),
-        ("runs: [1]", "'runs' is a list of lines"),
-        ("runs: ['task=gnn method=alone']\nslurm: {tme: 3}", "Did you mean 'time'"),
-        ("[1]", "a mapping"),
-        ("", "a mapping"),
+        ("# a\nrun: [a]", "2: Unknown key 'run'. Did you mean 'runs'"),
+        ("# a\nruns: {}", "2: 'runs' is a list of lines"),
+        ("runs: [1]", "1: 'runs' is a list of lines"),
+        ("runs: ['task=gnn method=alone']\nslurm: {tme: 3}", "2: Unknown option 'tme'. Did you mean 'time'"),
+        ("runs: ['task=gnn method=alone']\nslurm:\n  gpus: 1\n  time: x", "4: slurm.time=x: should be a time"),
+        ("runs: ['task=gnn method=alone']\nslurm: 3", "2: 'slurm' should be a mapping"),
+        ("runs:\n- task=gnn method=alone\n- task=gnn method='alone", "3: Cannot read the line"),
+        ("runs:\n- task=gnn method=alone\n- task=gnn method=alon", "3: Unknown method"),
+        ("runs:\n- task=gnn method=alone\n- task=gnn method=kd optimizer.lr=-1", "3: optimizer.lr=-1: should be"),
+        ("runs:\n- task=gnn method=alone seed=0..9999 data.words=0..9999", "2: These are 100,000,000 runs"),
+        ("runs:\n- task=gnn method=alone seed=" + "1" * 5000, "2: Cannot read 'seed=1111"),
+        ("runs: &a [*a]", "1: the alias 'a' is within"),
+        ("[1]", "1: this should be a mapping"),
+        ("", "1: this should be a mapping"),
     ],
+    ids=range(14),
 )
-def test_a_faulty_file_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_faulty_file_is_named_with_its_line(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "faulty.yaml"
     file.write_text(text)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError) as caught:
         from_words([str(file)], tmp_path)
+    assert str(caught.value).startswith(f"{file}:{said}")
 
 
 def test_runs_beside_a_file_are_refused(tmp_path: Path) -> None:
@@ -101,6 +177,34 @@ def test_a_run_that_is_another_today_is_refused(tmp_path: Path) -> None:
     (run,) = from_words(["task=gnn", "method=alone"], tmp_path).runs.values()
     with pytest.raises(UsageError, match="makes another run"):
         sweeps.Run(**{**vars(run), "hash": "0" * 64}).config()
+
+
+def test_a_sweep_s_list_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = from_words(["task=gnn", "method=alone", "seed=0..2", "name=first"], tmp_path)
+    first.save()
+    other = ["task=gnn", "method=alone", "seed=2..3", "trainer.max_epochs=1", "name=first"]
+    before = (first.folder / "sweep.json").read_bytes()
+    assert cli.entry(["sweep", *other, "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "has 3 runs, 3 of them not among these" in said and "--extend" in said and "name=" in said
+    assert (first.folder / "sweep.json").read_bytes() == before and not (tmp_path / "gnn").exists()
+
+    asked = from_words(other, tmp_path)
+    assert list(sweeps.extended(asked, True).runs) == [*first.runs, *asked.runs]
+    grown = from_words(["task=gnn", "method=alone", "seed=0..5", "name=first"], tmp_path)
+    assert sweeps.extended(grown, False) == grown, "more of the same drops nothing"
+
+
+def test_a_sweep_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    asked = from_words([*WORDS, "name=first"], tmp_path)
+    asked.save()
+    path = asked.folder / "sweep.json"
+    told = json.loads(path.read_text())
+    told["local"]["threads"] = 0
+    for run in told["runs"]:
+        del run["threads"], run["keep_stale"]
+    path.write_text(json.dumps(told))
+    assert load("first", tmp_path) == asked
 
 
 def test_what_several_runs_share_is_named_once(tmp_path: Path) -> None:

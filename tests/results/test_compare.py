@@ -8,11 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from kdbench.board.cells import delta_cell
+from kdbench.errors import KdbenchError
 from kdbench.results.compare import Comparison, Row, compare, to_json
-from kdbench.results.record import Record
+from kdbench.results.record import Record, seal
 from kdbench.results.render import footnotes, markdown, table, title, verdicts
 from kdbench.results.stats import fieller, holm, paired
 
@@ -118,7 +121,7 @@ def test_only_common_seeds_pair(arms: Arms) -> None:
 def test_metric_by_name(records: list[Record]) -> None:
     comparison = one(records, "macro_f1")
     first = next(record for record in records if record.method == "alone" and record.seed == 1)
-    assert (comparison.metric, comparison.mode) == ("macro_f1", None)
+    assert (comparison.metric, comparison.mode, comparison.unit) == ("macro_f1", "max", "%")
     assert first.metrics and first.metrics.test["macro_f1"] != first.metrics.test["accuracy"]
     assert row(one([first], "macro_f1"), "alone").mean == first.metrics.test["macro_f1"]
     absent = row(one(records, "auc"), "kd")
@@ -232,10 +235,7 @@ def test_verdicts(arms: Arms) -> None:
     )
     assert text["far"].endswith("p < 0.001: better") and "+17.33 points" in text["far"]
     assert text["worse"].endswith("p < 0.001: worse") and "−16.00 points" in text["worse"]
-    assert (
-        text["shift"]
-        == "shift − kd: +1.67 points in each of 5 paired seeds: no spread for a test to judge by; add seeds"
-    )
+    assert text["shift"] == "shift − kd: +1.67 points in each of 5 paired seeds; no spread: add seeds"
 
 
 def test_smaller_may_be_better(arms: Arms) -> None:
@@ -247,6 +247,7 @@ def test_smaller_may_be_better(arms: Arms) -> None:
             for record in arms(
                 method,
                 [40] * 5,
+                family="unknown",
                 selection=chosen,
                 metrics={"val": {"loss": 0.5}, "test": {"loss": loss}},
                 confusion=None,
@@ -308,10 +309,85 @@ def test_letters_of_a_table(arms: Arms, make: Callable[..., Record], records: li
     assert (found["far"], found["kd"], found["lingugkd"], found["alone"]) == ("a", "b", "b", "c")
 
 
-def test_seeds_whose_arms_ran_on_different_processors_are_named(make: Callable[..., Record]) -> None:
-    other = {"cpu": "y", "cores": 2, "threads": 2, "memory_bytes": 8, "accelerator": None, "os": "Linux"}
+MIXED = {
+    "processor": ({"cpu": "y"}, ("x", "y")),
+    "accelerator": ({"accelerator": "H200"}, ("H200", "none")),
+    "threads": ({"threads": 1}, ("1", "2")),
+    "data": ({"sha256": "b" * 64}, ("a" * 16, "b" * 16)),
+}
+
+
+@pytest.mark.parametrize("trait", MIXED)
+def test_seeds_whose_arms_differ_in_what_pairs_share_are_named(trait: str, make: Callable[..., Record]) -> None:
+    changed, values = MIXED[trait]
+    whole = make("kd", 2, 42).model_dump()
+    part = "data" if trait == "data" else "hardware"
     found = [make("alone", seed, 40) for seed in range(3)]
     assert compare([*found, *(make("kd", seed, 42) for seed in range(3))])[0].mixed == ()
-    (mixed,) = compare([*found, make("kd", 0, 42), make("kd", 2, 42, hardware=other)])
-    assert mixed.mixed == (2,)
-    assert any("arms of seed 2 ran on different processors" in note for note in footnotes(mixed))
+    (mixed,) = compare([*found, make("kd", 0, 42), make("kd", 2, 42, **{part: {**whole[part], **changed}})])
+    assert [(m.trait, m.values, m.seeds) for m in mixed.mixed] == [(trait, values, (2,))]
+    told = f"arms of seed 2 differ in {trait} ({', '.join(values)}): "
+    assert any(note.startswith(told) for note in footnotes(mixed)) and told in markdown(mixed)
+
+
+def test_of_many_mixed_seeds_the_first_are_named(make: Callable[..., Record]) -> None:
+    hardware = {**make("kd").model_dump()["hardware"], "threads": 1}
+    runs = [
+        make(name, seed, 40, **more)
+        for seed in range(12)
+        for name, more in (("alone", {}), ("kd", {"hardware": hardware}))
+    ]
+    (note,) = [note for note in footnotes(one(runs)) if "threads" in note]
+    assert note.startswith("arms of seed 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … differ in threads (1, 2): ")
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_differences_without_spread_are_neither_better_nor_worse(arms: Arms, shift: int) -> None:
+    """The scores are float32 means; 1/60 more or none in each seed says nothing about the next one."""
+
+    def rounded(method: str, rights: list[int]) -> list[Record]:
+        found = []
+        for record in arms(method, rights):
+            fields = record.model_dump(exclude={"digest"})
+            for split in fields["metrics"].values():
+                split.update({name: float(np.float32(value)) for name, value in split.items()})
+            found.append(seal(fields))
+        return found
+
+    comparison = one([*rounded("alone", KD), *rounded("kd", [x + shift for x in KD])])
+    kd = row(comparison, "kd")
+    assert kd.delta_alone and kd.delta_alone.flat and kd.p_alone is None and kd.letters == ""
+    points = "+1.67" if shift else "+0.00"
+    assert verdicts(comparison) == [f"kd − alone: {points} points in each of 5 paired seeds; no spread: add seeds"]
+    told = shown(comparison)
+    assert "no spread (all paired differences are equal)" in " ".join(told.split()) and "<0.001" not in told
+    cell = delta_cell(kd.delta_alone, kd.p_alone, comparison)
+    assert (cell.text, cell.state, cell.low, cell.high) == (f"{points} (no spread)", "unclear", None, None)
+    assert json.loads(json.dumps(to_json(comparison)))["rows"][2]["delta_alone"]["p"] is None
+
+
+def test_the_metric_is_the_cards_and_the_direction_the_declared_one(make: Callable[..., Record]) -> None:
+    """A record says what it was selected by, but not what it is judged by."""
+    by_f1 = {"metric": "macro_f1", "mode": "max", "epoch": 2, "value": 0.75}
+    comparison = one([make("alone", 0, 40, selection=by_f1), make("kd", 0, 42, selection=by_f1)])
+    assert (comparison.metric, comparison.mode, comparison.unit) == ("accuracy", "max", "%")
+    named = one([make("kd", 0, 42, selection=by_f1)], "nosuch")
+    assert (named.metric, named.mode, named.unit) == ("nosuch", None, "")
+
+
+def test_records_of_a_family_that_is_not_installed_tell_their_metric(make: Callable[..., Record]) -> None:
+    chosen = {"metric": "accuracy", "mode": "min", "epoch": 2, "value": 0.75}
+    comparison = one([make(name, 0, 42, family="unknown", selection=chosen) for name in ("alone", "kd")])
+    assert (comparison.metric, comparison.mode, comparison.unit) == ("accuracy", "min", "")
+    assert "| alone | 1 | 0.7 |" in markdown(comparison)
+
+
+@pytest.mark.parametrize("other", [{"mode": "min"}, {"metric": "macro_f1"}])
+def test_a_group_selected_in_two_ways_is_refused_by_name(make: Callable[..., Record], other: dict[str, str]) -> None:
+    chosen = {"metric": "accuracy", "mode": "max", "epoch": 2, "value": 0.75}
+    odd = make("kd", 1, 42, family="unknown", selection={**chosen, **other})
+    runs = [make("alone", 0, 42, family="unknown", selection=chosen), odd]
+    with pytest.raises(KdbenchError, match=r"gnn/cora, small: .*not comparable.*accuracy \(max\)") as caught:
+        compare(runs)
+    told = {"metric": "accuracy", "mode": "max", **other}
+    assert f"{told['metric']} ({told['mode']}) by kd, seed 1, {odd.config_hash[:16]}" in str(caught.value)

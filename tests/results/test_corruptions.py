@@ -99,8 +99,12 @@ CORRUPTIONS = [
     Corruption("NaN score", put("metrics.test.accuracy", float("nan")), TEST),
     Corruption("infinite curve", lambda body: body["curves"]["epoch"].append(float("inf")), {"curves.epoch.3"}),
     Corruption("NaN in config", put("config.optimizer.lr", float("nan")), {"config.optimizer.lr"}),
-    Corruption("score above one", put("metrics.test.accuracy", 80.0), TEST),
-    Corruption("negative teacher score", put("teacher.metrics.val.macro_f1", -0.1), {"teacher.metrics.val.macro_f1"}),
+    Corruption("score above one", put("metrics.test.accuracy", 80.0), TEST | DIGEST),
+    Corruption(
+        "negative teacher score", put("teacher.metrics.val.macro_f1", -0.1), {"teacher.metrics.val.macro_f1"}, True
+    ),
+    Corruption("validation score of −1, sealed", put("metrics.val.macro_f1", -1.0), {"metrics.val.macro_f1"}, True),
+    Corruption("other direction, sealed", put("selection.mode", "min"), {"selection.mode"}, True),
     Corruption("edited score", put("metrics.test.accuracy", 0.85), TEST | DIGEST),
     Corruption("edited score, sealed", put("metrics.test.accuracy", 0.85), TEST, True),
     Corruption("edited F1, sealed", put("metrics.test.macro_f1", 0.85), {"metrics.test.macro_f1"}, True),
@@ -242,7 +246,7 @@ def test_damaged_text_is_refused(
 
 def test_newer_schema_asks_for_an_upgrade(make: Callable[..., Record]) -> None:
     text = dumps(make()).replace('"schema_version": 1', '"schema_version": 7, "novelty": 1')
-    with pytest.raises(InvalidRecord, match=r"newer kdbench \(schema 7; this one reads up to 1\): upgrade") as caught:
+    with pytest.raises(InvalidRecord, match=r"newer kdbench \(schema 7; this one reads up to 2\): upgrade") as caught:
         loads(text, "here.json")
     assert len(caught.value.problems) == 1
 

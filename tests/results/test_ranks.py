@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
 from kdbench.results.ranks import Matrix, critical_difference, letters, pairwise
-from kdbench.results.stats import holm, paired
+from kdbench.results.stats import adjusted, paired
 
 
 def arms(count: int, seeds: int, draw: np.random.Generator) -> list[dict[int, float]]:
@@ -25,9 +26,9 @@ def one_by_one(scores: list[dict[int, float]]) -> Matrix:
     raw, pairs = [], list(itertools.combinations(range(len(scores)), 2))
     for i, j in pairs:
         common = sorted(scores[i].keys() & scores[j].keys())
-        raw.append(paired([scores[i][s] for s in common], [scores[j][s] for s in common]).p if common else None)
+        raw.append(paired([scores[i][s] for s in common], [scores[j][s] for s in common]) if common else None)
     p = np.full((len(scores), len(scores)), np.nan)
-    for (i, j), value in zip(pairs, holm(raw), strict=True):
+    for (i, j), value in zip(pairs, adjusted(raw), strict=True):
         p[i, j] = p[j, i] = np.nan if value is None else value
     return p
 
@@ -38,11 +39,17 @@ def test_all_pairs_at_once_equal_one_by_one(seeds: int) -> None:
     np.testing.assert_allclose(pairwise(scores), one_by_one(scores), rtol=1e-9)
 
 
-def test_pairs_without_spread_and_without_seeds() -> None:
-    scores = [{0: 0.1, 1: 0.2}, {0: 0.3, 1: 0.4}, {0: 0.1, 1: 0.2}, {5: 0.1}, {}]
+@pytest.mark.parametrize("kind", [float, np.float32])
+def test_pairs_without_spread_and_without_seeds(kind: Any) -> None:
+    given = [{0: 0.1, 1: 0.2}, {0: 0.3, 1: 0.4}, {0: 0.1, 1: 0.2}, {0: 0.5, 1: 0.61}, {5: 0.1}, {}]
+    scores = [{seed: float(kind(value)) for seed, value in arm.items()} for arm in given]
     p = pairwise(scores)
-    np.testing.assert_array_equal(p, one_by_one(scores))
-    assert (p[0, 1], p[0, 2], p[1, 2]) == (0, 1, 0) and np.isnan(p[3:]).all()
+    np.testing.assert_allclose(p, one_by_one(scores), rtol=1e-9)
+    tested = ~np.isnan(p)
+    assert np.argwhere(tested).tolist() == [[0, 3], [1, 3], [2, 3], [3, 0], [3, 1], [3, 2]]
+    # Six pairs with common seeds; those without spread count as tests that found nothing.
+    raw = [scipy_stats.ttest_rel(list(scores[3].values()), list(scores[i].values())).pvalue for i in (0, 1, 2)]
+    assert p[3, 0] == pytest.approx(min(1, 6 * min(raw)))
     assert pairwise([]).shape == (0, 0) and np.isnan(pairwise([{}, {}])).all()
 
 
@@ -117,6 +124,11 @@ def test_ranks_with_ties_and_friedman() -> None:
     assert ranking.p == pytest.approx(scipy_stats.friedmanchisquare(*scores.values()).pvalue)
     errors = critical_difference(scores, maximise=False)
     assert errors.ranks == {name: 4 - rank for name, rank in ranking.ranks.items()}
+
+
+def test_means_that_differ_by_rounding_are_tied() -> None:
+    a = {"a": [0.9, 0.8, 0.7], "b": [0.9 + 1e-9, 0.8 - 1e-8, 0.7], "c": [0.9 - 1e-5, 0.9, 0.7 + 5e-8]}
+    assert critical_difference(a).ranks == {"a": (1.5 + 2.5 + 2) / 3, "b": (1.5 + 2.5 + 2) / 3, "c": (3 + 1 + 2) / 3}
 
 
 def test_ranks_of_two_methods_and_of_equal_ones() -> None:

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from kdbench import hashing
 from kdbench.errors import UsageError
+from kdbench.metrics import scores
 from kdbench.results import store
-from kdbench.results.checks import scores
 from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads, seal
 
 Fields = dict[str, Any]

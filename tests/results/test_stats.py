@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats as scipy_stats
+from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
 
-from kdbench.results.stats import agreement, average, fieller, gap_closed, holm, mean_interval, paired
+from kdbench.metrics import scores
+from kdbench.results.stats import (
+    RESOLUTION,
+    adjusted,
+    agreement,
+    average,
+    fieller,
+    gap_closed,
+    holm,
+    mean_interval,
+    paired,
+)
 
 A = [0.81, 0.84, 0.79, 0.86, 0.80]
 B = [0.80, 0.80, 0.77, 0.85, 0.77]
@@ -57,17 +71,63 @@ def test_paired_is_antisymmetric() -> None:
     assert back.p == pytest.approx(forth.p)
 
 
-def test_paired_without_spread() -> None:
-    same = paired(A, A)
-    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
-    shifted = paired([0.3, 0.9, 0.7], [0.2, 0.8, 0.6])
-    assert shifted.mean == shifted.low == shifted.high == pytest.approx(0.1)
-    assert (shifted.p, shifted.detectable) == (0, 0)
+@pytest.mark.parametrize("kind", [float, np.float32])
+@pytest.mark.parametrize(
+    ("a", "b", "mean"),
+    [
+        (A, A, 0.0),
+        ([0.8, 0.5], [0.9, 0.6], -0.1),
+        ([0.3, 0.9, 0.7], [0.2, 0.8, 0.6], 0.1),
+        ([0.1 + 0.2, 0.5], [0.3, 0.5], 0.0),
+        ([80.0, 50.0], [90.0, 60.0], -10.0),
+        ([8e-6, 5e-6], [9e-6, 6e-6], -1e-6),
+    ],
+)
+def test_differences_without_spread_allow_no_statement(a: list[float], b: list[float], mean: float, kind: Any) -> None:
+    """Also where scores were computed in float32, whose last bits make a spread of 1e-8 around 0.1."""
+    result = paired(*([float(kind(value)) for value in values] for values in (a, b)))
+    assert result.flat and result.n == len(a) and result.mean == pytest.approx(mean, rel=1e-5, abs=0)
+    assert result.low is result.high is result.p is result.detectable is None
 
 
-def test_rounding_is_no_difference() -> None:
-    result = paired([0.1 + 0.2, 0.5], [0.3, 0.5])
-    assert (result.mean, result.p) == (0, 1)
+@pytest.mark.parametrize("examples", [10, 1000, 48_603, 400_000])
+def test_one_example_more_is_a_spread(examples: int) -> None:
+    a, b = [0.75, 0.75 + 1 / examples], [0.5, 0.5]
+    for kind in (float, np.float32):
+        result = paired([float(kind(value)) for value in a], b)
+        assert not result.flat and result.p is not None
+    assert paired(a, b).p == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
+
+
+def test_equal_scores_have_no_interval() -> None:
+    assert mean_interval([0.1 + 0.2, 0.3, 0.3]) == (pytest.approx(0.3), None)
+    assert mean_interval([float(np.float32(0.3)), 0.3]) == (pytest.approx(0.3), None)
+
+
+def test_flat_differences_count_in_holm_as_tests_that_found_nothing() -> None:
+    tests = [paired(A, B), paired(A, A), None, paired(A, [x - 0.1 for x in A]), paired([0.9], [0.8])]
+    raw = tests[0].p if tests[0] else None
+    assert raw is not None and adjusted(tests) == [pytest.approx(3 * raw), None, None, None, None]
+
+
+def test_sums_and_quotients_in_float32_stay_within_the_resolution() -> None:
+    """Macro F1 and AUC as torchmetrics computes them, against exact ones of scipy and of integers."""
+    draw, worst = np.random.default_rng(0), 0.0
+    for trial in range(60):
+        size = int(draw.integers(20, 3000))
+        truth = draw.integers(0, 2, size)
+        truth[:2] = 0, 1
+        margin = draw.normal(truth, 1).round(1 if trial % 2 else 6)
+        ranks, positives = scipy_stats.rankdata(margin), int(truth.sum())
+        exact = (ranks[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * (size - positives))
+        levels = np.unique(margin, return_inverse=True)[1] / size
+        worst = max(worst, abs(float(binary_auroc(torch.from_numpy(levels), torch.from_numpy(truth))) / exact - 1))
+        told, classes = draw.integers(0, 7, (2, size)), 7
+        confusion = np.zeros((classes, classes), dtype=int)
+        np.add.at(confusion, tuple(told), 1)
+        found = multiclass_f1_score(*map(torch.from_numpy, told[::-1]), classes, average="macro")
+        worst = max(worst, abs(float(found) / scores(confusion.tolist())["macro_f1"] - 1))
+    assert worst < RESOLUTION / 4, "the differences of four scores"
 
 
 def test_one_pair_allows_no_statement() -> None:
@@ -105,7 +165,13 @@ def test_gap_closed() -> None:
 
 @pytest.mark.parametrize(
     ("method", "alone", "teacher"),
-    [([0.7], [0.6], [0.6]), ([0.7, 0.7], [0.6, 0.6], [0.9, None]), ([0.7], [0.6], []), ([], [], [])],
+    [
+        ([0.7], [0.6], [0.6]),
+        ([0.7], [0.6], [0.6 + 1e-8]),
+        ([0.7, 0.7], [0.6, 0.6], [0.9, None]),
+        ([0.7], [0.6], []),
+        ([], [], []),
+    ],
 )
 def test_gap_closed_is_missing(method: list[float], alone: list[float], teacher: list[float | None]) -> None:
     assert gap_closed(method, alone, teacher) is None
@@ -154,7 +220,16 @@ def test_fieller_of_a_constant_gap_is_the_t_interval() -> None:
     _, interval = mean_interval(x)
     assert interval and fieller(x, [0.1] * 5) == pytest.approx((interval[0] / 0.1, interval[1] / 0.1))
     assert fieller(x, [-0.1] * 5) == pytest.approx((-interval[1] / 0.1, -interval[0] / 0.1))
-    assert fieller([0.1, 0.1], [0.2, 0.2]) == (0.5, 0.5)
+
+
+def test_fieller_without_spread_has_no_interval() -> None:
+    assert fieller([0.1, 0.1], [0.2, 0.2]) is None
+    gaps = [0.08, 0.11, 0.07]
+    assert fieller(gaps, gaps) is None and fieller([0.1] * 3, gaps) is None
+    noisy = [gap + 1e-8 * sign for gap, sign in zip(gaps, (1, -1, 1), strict=True)]
+    assert fieller(noisy, gaps) is None
+    off = [gap + 3e-7 * sign for gap, sign in zip(gaps, (1, -1, 1), strict=True)]
+    assert fieller(off, gaps) and fieller(off, gaps, finest=1e-6) is None
 
 
 def test_fieller_covers_95_percent() -> None:

@@ -63,9 +63,8 @@ def logs(asked: Sweep) -> str:
 
 
 def locally(words: list[str], root: Path) -> dict[str, Any]:
-    """The numbers of the same runs, uninterrupted, on this machine with as many threads as a job has."""
-    kept = [word for word in words if not word.startswith(("slurm.", "launcher="))]
-    return numbers(sweep([*kept, "local.threads=1"], root))
+    """The numbers of the same runs, uninterrupted, on this machine."""
+    return numbers(sweep([word for word in words if not word.startswith(("slurm.", "launcher="))], root))
 
 
 def wait_for(condition: Callable[[], Any], asked: Sweep, seconds: float = 240.0) -> None:
@@ -86,8 +85,9 @@ def only(asked: Sweep) -> RunStatus:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def no_threads_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads are the run's to say, not the environment's."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def test_an_array_sweep_gives_the_numbers_of_this_machine_and_starts_nothing_twice(

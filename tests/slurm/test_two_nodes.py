@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -110,6 +112,34 @@ def shell(text: str) -> list[str]:
     """Lines of a Markdown text's shell blocks."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_lines_for_one_s_own_machine_work(running: LocalCluster, tmp_path: Path, commands: Path) -> None:
+    section = (TEMPLATES / "README.md").read_text().partition("## On your own machine")[2]
+    lines = [line for line in shell(section) if not line.startswith("sudo ")]
+    assert len(lines) >= 5 and lines[0].startswith("eval ") and " stop " in lines[-1]
+    python = commands / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "KDBENCH_RUNS": str(tmp_path / "runs")}
+    environment |= {"SBATCH_OUTPUT": f"{tmp_path}/%x-%A_%a.log"}
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="kd-") as folder:
+        os.chmod(folder, 0o755)  # munge refuses a socket that others cannot reach
+        script = f"trap '{lines[-1]}' EXIT\n".join([lines[0] + "\n", "\n".join(lines[1:-1])])
+        done = subprocess.run(
+            ["bash", "-ec", script.replace("/tmp/slurm", folder)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=TEMPLATES.parent,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 done" in done.stdout and "lingugkd" in done.stdout
+    assert len(list((tmp_path / "runs").glob("gnn/*/*/record.json"))) == 6
 
 
 def test_the_checks_of_the_notes_work(cluster: LocalCluster, tmp_path: Path, commands: Path) -> None:

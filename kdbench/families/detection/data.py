@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from kdbench.engine.seeds import axis
+from kdbench.families.detection import pictures
 from kdbench.families.detection.models import Truth
 from kdbench.hashing import digest
 
@@ -48,11 +49,7 @@ class Images:
     def read(self, row: int) -> tuple[Tensor, tuple[float, float]]:
         """Image ``row`` as float32 ``[3, h, w]`` of values 0…255, resized; and the factors of its width and height."""
         source = self.sources[row]
-        if isinstance(source, np.ndarray):
-            picture = Image.fromarray(source)
-        else:
-            with Image.open(source) as opened:
-                picture = opened.convert("RGB")
+        picture = Image.fromarray(source) if isinstance(source, np.ndarray) else pictures.read(source)
         height, width = self.scale.of(picture.height, picture.width)
         factors = width / picture.width, height / picture.height
         if factors != (1, 1):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,14 +19,14 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.detection import data, domains, models, shapes, views, voc
+from kdbench.families.detection import domains, models, views
 from kdbench.families.detection.data import Batch, Domains, LabelledBatch, Loaders, collate
 from kdbench.families.detection.models import Truth
 from kdbench.families.detection.options import AdaptationData, Detector
+from kdbench.metrics import Undefined
 from kdbench.options import Optimizer, plain
 
 SOURCE = "source-detector"
-CODE = tuple(Path(str(module.__file__)) for module in (data, domains, models, shapes, views, voc))
 
 
 class AdaptiveDetection(DistillationModule):
@@ -63,7 +63,7 @@ class AdaptiveDetection(DistillationModule):
         found = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
         self._metric(split).update(found, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
 
-    def results(self, split: str) -> dict[str, float]:
+    def results(self, split: str) -> dict[str, float | Undefined]:
         metric = self._metric(split)
         values = metric.compute()
         metric.reset()
@@ -83,13 +83,15 @@ def _precision() -> MeanAveragePrecision:
     return metric
 
 
-def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float | Undefined]:
     """``map50`` (mean AP at IoU 0.5), ``map`` (IoU 0.5…0.95), ``ar100``, and ``ap50``, ``ar100`` of each class.
 
     ``values``: what torchmetrics' MeanAveragePrecision computes with ``extended_summary``. Classes without a true box
-    have no entry.
+    have no entry and count in no mean; torchmetrics' −1 of a split without any true box is no score.
     """
-    told = {"map50": float(values["map_50"]), "map": float(values["map"]), "ar100": float(values["mar_100"])}
+    means = {"map50": float(values["map_50"]), "map": float(values["map"]), "ar100": float(values["mar_100"])}
+    nothing = Undefined(f"no image has a box of {', '.join(classes)}")
+    told = {name: nothing if value < 0 else value for name, value in means.items()}
     for place, number in enumerate(values["classes"].flatten().tolist()):
         precision = values["precision"][0, :, place, 0, -1]  # [recall thresholds] at IoU 0.5, all sizes
         recall = values["recall"][:, place, 0, -1]  # [IoU thresholds]
@@ -165,9 +167,10 @@ class AdaptationTask(Task):
         return batch.rows
 
     def steps(self) -> int:
-        """Optimiser steps of an epoch in one process."""
-        batches = -(-len(self.domains.target_train) // self.data_options.batch_size)
-        return max(1, batches // self.config.trainer.accumulate_grad_batches)
+        """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""
+        trainer = self.config.trainer
+        rows = math.ceil(len(self.domains.target_train) / trainer.processes)
+        return math.ceil(math.ceil(rows / self.data_options.batch_size) / trainer.accumulate_grad_batches)
 
     def stages(self) -> Sequence[Stage]:
         return ()
@@ -215,8 +218,7 @@ class SourceTask(AdaptationTask):
             "detector": plain(self.student_options),
         }
         epochs = self.student_options.source_epochs
-        code = (*CODE, Path(__file__))
-        return self.supervised(SOURCE, self.network, inputs, code, epochs, self.config.seed)
+        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed)
 
 
 TASK = AdaptationTask

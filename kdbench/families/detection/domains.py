@@ -7,34 +7,29 @@ of finished runs.
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdbench.datasets import dataset, fetch
 from kdbench.errors import DataError, unknown
-from kdbench.families.detection import shapes, voc
-from kdbench.families.detection.data import Annotated, Domains, Images, Scale
-from kdbench.families.detection.models import Truth
+from kdbench.families.detection import coco, shapes, voc
+from kdbench.families.detection.data import Annotated, Domains, Scale
 from kdbench.families.detection.options import AdaptationData
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 
 CELLS = "txl_pbc_domains"
 CELL_IMAGES = "ee347885e71ebe512cca01388a0c51c04df8fb7e2e2803cb307209a235020d5d"
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: AdaptationData) -> Domains:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     return _reader(name).load(options)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def hidden(name: str, options: AdaptationData) -> Annotated:
     """The target's training images with their labels. No method without target labels may call this."""
     return _reader(name).hidden(options)
@@ -73,19 +68,25 @@ def cells(options: AdaptationData) -> Domains:
             f"The images of {CELLS} below {roots['bccd'].parent} are not those that its boxes were drawn on (SHA-256 "
             f"{fingerprint}, not {CELL_IMAGES}). Put the whole folder there again."
         )
-    told = {name: json.loads(path.read_text()) for name, path in paths.items()}
-    scale = scale_of(options)
-    classes = tuple(one["name"] for one in told["pbc/train.json"]["categories"])
-    target = told["pbc/test.json"]
-    parts = {part: _upstream(target, part) for part in ("val", "test")}
+    told = {name: coco.read(path) for name, path in paths.items()}
+    scale, target = scale_of(options), "pbc/test.json"
+    classes = told[target].classes
+    for name, listing in told.items():
+        if listing.classes != classes:
+            differ = f"{list(listing.classes)}, but {paths[target]} {list(classes)}"
+            raise DataError(f"{paths[name]} has the categories {differ}.")
+
+    def part(name: str, folder: str = "") -> Annotated:
+        return coco.annotated(paths[name], told[name], scale, folder)
+
     return Domains(
         CELLS,
         classes,
-        _coco(told["bccd/train.json"], roots["bccd"], scale),
-        _coco(told["bccd/test.json"], roots["bccd"], scale),
-        _coco_images(told["pbc/train.json"]["images"], roots["pbc"], scale),
-        _coco(parts["test"], roots["pbc"], scale),
-        _coco(parts["val"], roots["pbc"], scale),
+        part("bccd/train.json"),
+        part("bccd/test.json"),
+        coco.images(paths["pbc/train.json"], told["pbc/train.json"], scale),
+        part(target, "test/"),
+        part(target, "val/"),
         digest({"files": sha256, "images": fingerprint}),
     )
 
@@ -94,35 +95,7 @@ def hidden_cells(options: AdaptationData) -> Annotated:
     """PBC's training images with their boxes."""
     paths, _ = fetch(CELLS, ["pbc/train.json"])
     path = paths["pbc/train.json"]
-    return _coco(json.loads(path.read_text()), path.parent, scale_of(options))
-
-
-def _upstream(content: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The images that upstream has in its folder ``part``."""
-    mine = [image for image in content["images"] if image["orig_file"].startswith(f"{part}/")]
-    return {**content, "images": mine}
-
-
-def _coco_images(entries: Sequence[Mapping[str, Any]], root: Path, scale: Scale) -> Images:
-    names = tuple(entry["file_name"] for entry in entries)
-    return Images(names, [root / "images" / name for name in names], scale)
-
-
-def _coco(content: Mapping[str, Any], root: Path, scale: Scale) -> Annotated:
-    """COCO's json: boxes are x, y, width, height; categories are numbered in the order of their list."""
-    number = {one["id"]: place for place, one in enumerate(content["categories"])}
-    rows: dict[int, list[tuple[list[float], int]]] = {entry["id"]: [] for entry in content["images"]}
-    for entry in content["annotations"]:
-        if entry["image_id"] in rows:
-            x, y, w, h = entry["bbox"]
-            rows[entry["image_id"]].append(([x, y, x + w, y + h], number[entry["category_id"]]))
-    truth = [truth_of([box for box, _ in row], [label for _, label in row]) for row in rows.values()]
-    return Annotated(_coco_images(content["images"], root, scale), truth)
-
-
-def truth_of(boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Truth:
-    """Boxes and labels as tensors, also where there are none."""
-    return Truth(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64))
+    return coco.annotated(path, coco.read(path), scale_of(options))
 
 
 def _image_digest(roots: Any) -> str:

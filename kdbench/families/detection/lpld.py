@@ -79,7 +79,7 @@ def decoded(proposals: Tensor, logits: Tensor, deltas: Tensor) -> Tensor:
     sides = proposals[:, 2:] - proposals[:, :2]
     centres = (proposals[:, :2] + proposals[:, 2:]) / 2 + sides * torch.stack([dx, dy], dim=1)
     limit = torch.log(own.new_tensor(1000 / 16))
-    half = sides * torch.stack([dw, dh], dim=1).clamp(-limit, limit).exp() / 2
+    half = sides * torch.stack([dw, dh], dim=1).clamp(max=limit).exp() / 2
     moved = torch.cat([centres - half, centres + half], dim=1)
     return torch.where((best == classes)[:, None], proposals, moved)
 

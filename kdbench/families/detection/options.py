@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
+
+from kdbench.metrics import share
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,15 @@ class MeanTeacher:
 
 
 KINDS = {"domain_adaptation": {"data": AdaptationData, "student": Detector, "teacher": MeanTeacher}}
+
+_BOXES = (
+    share("map50", "average precision at IoU 0.5, averaged over the classes with a true box"),
+    share("map", "average precision, averaged over IoU 0.5, 0.55, … 0.95 and those classes"),
+    share("ar100", "recall of at most 100 boxes an image, averaged over IoU and those classes"),
+    share("ap50_*", "average precision of one class at IoU 0.5"),
+    share("ar100_*", "average recall of one class"),
+)
+
+METRICS = {
+    "domain_adaptation": (*_BOXES, *(replace(m, name=f"student_{m.name}", doc=f"{m.doc}; raw student") for m in _BOXES))
+}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
-from kdbench.families.graph import graph_data, itemsets, trees
 from kdbench.families.graph.graph_data import Graphs, GraphSet, concatenate
 from kdbench.families.graph.itemsets import frequent_itemsets
 from kdbench.families.graph.trees import Trees, colour, expand
@@ -131,9 +130,8 @@ def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:
         save_file({**tensors, "support": done.support}, folder / "condensed.safetensors")
         return done.facts
 
-    code = [Path(__file__), *(Path(str(module.__file__)) for module in (graph_data, itemsets, trees))]
     inputs = {**options, "data": data.sha256, "split": data.split_sha256, "cap": CAP}
-    return Stage(STAGE, inputs, run, code)
+    return Stage(STAGE, inputs, run)
 
 
 def load(folder: Path) -> Condensed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,20 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Batch
-from torchmetrics.functional.classification import binary_accuracy, binary_auroc, binary_confusion_matrix
+from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.graph import graph_data, graph_models
 from kdbench.families.graph.data import SPLITS
 from kdbench.families.graph.graph_data import Graphs, GraphSet, load
 from kdbench.families.graph.graph_models import GraphNet
 from kdbench.families.graph.options import GraphData, GraphStudent, GraphTeacher
+from kdbench.metrics import Undefined, defined
 
 EVALUATED = 1024  # graphs at once where nothing is trained
 
@@ -48,12 +48,14 @@ class GraphClassification(DistillationModule):
         return y
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": F.cross_entropy(output["logits"].float(), targets)}
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         self._seen[split].append((output["logits"].detach().cpu(), targets.cpu()))
 
-    def results(self, split: str) -> dict[str, float]:
+    def results(self, split: str) -> dict[str, float | Undefined]:
+        if not self._seen[split]:
+            return dict.fromkeys(("auc", "accuracy"), Undefined("it has no graphs"))
         logits, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
         self._seen[split] = []
         if split == "test":
@@ -66,12 +68,19 @@ class GraphClassification(DistillationModule):
         return self._details
 
 
-def scores(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """``auc`` (area under the ROC curve of ``z_1 − z_0``) and ``accuracy`` for logits ``[b, 2]``."""
+def scores(logits: Tensor, targets: Tensor) -> dict[str, float | Undefined]:
+    """``auc`` (area under the ROC curve of ``z_1 − z_0``) and ``accuracy`` for logits ``[b, 2]``.
+
+    The area keeps torchmetrics' float32 sum: of epochs with equal areas its last bits have chosen, and go on to.
+    """
+    accuracy = int((logits.argmax(dim=-1) == targets).sum()) / len(targets)
+    classes = torch.unique(targets).tolist()
+    if len(classes) < 2:
+        return {"auc": Undefined(f"all {len(targets)} graphs are of class {classes[0]}"), "accuracy": accuracy}
     ranks = torch.unique(logits[:, 1].double() - logits[:, 0].double(), return_inverse=True)[1]
     # torchmetrics squeezes scores outside [0, 1] through a sigmoid, which ties large ones
     auc = binary_auroc(ranks.double() / max(1, len(ranks)), targets)
-    return {"auc": float(auc), "accuracy": float(binary_accuracy(logits.argmax(dim=-1), targets))}
+    return {"auc": float(auc), "accuracy": accuracy}
 
 
 def digits(predictions: Tensor) -> str | None:
@@ -191,7 +200,6 @@ class GraphTask(Task):
                 "teacher",
                 lambda: self.network(options),
                 inputs,
-                [Path(str(module.__file__)) for module in (graph_data, graph_models)] + [Path(__file__)],
                 options.epochs,
                 options.seed,
                 GraphLoaders(data, self.data_options.batch_size, options.seed),
@@ -213,7 +221,7 @@ class GraphTask(Task):
         for split in ("val", "test"):
             ids = self.graphs.ids(split)
             logits = self.cache.read(ids)["logits"]
-            metrics[split] = scores(logits, self.graphs.graphs.y[ids])
+            metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
             predictions = digits(logits.argmax(dim=-1))
         description = (
             f"{options.name}, {options.layers} layers of width {options.width}, trained on all training graphs"

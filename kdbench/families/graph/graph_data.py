@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from kdbench.datasets import fetch
+from kdbench.datasets import dataset, fetch
+from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, unknown
-from kdbench.families.graph.data import SPLITS, TEST, TRAIN, VAL
+from kdbench.families.graph.data import OGB_SPLITS, SPLITS, TEST, TRAIN, VAL
 from kdbench.families.graph.options import GraphData
-from kdbench.hashing import digest
+from kdbench.hashing import digest, remembered
+
+LABELS = 2**20  # values of a column of labels at most: each has an embedding
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,18 @@ class GraphSet:
         return digest(self.split.tolist())
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: GraphData) -> GraphSet:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     if name not in LOADERS:
         raise unknown("graph-classification data set", name, LOADERS)
-    return LOADERS[name](options)
+    data = LOADERS[name](options)
+    if not data.graphs.edges.shape[1]:
+        raise DataError(f"{name} has no edge in any of its {len(data.graphs)} graphs.")
+    hint = " Take more data.graphs." if dataset(name).generated else ""
+    # the area under the ROC curve is of two classes, wherever it is computed
+    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, name, inputs.SPLITS, hint)
+    return data
 
 
 def permuted_split(graphs: int) -> Tensor:
@@ -208,17 +217,23 @@ def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
     """
     paths, sha256 = fetch(name)
     path = paths[f"{file}.txt.gz"]
-    with gzip.open(path, "rt") as stream:
+    with inputs.reading(path), gzip.open(path, "rt") as stream:
         numbers = np.array(stream.read().split(), dtype=np.int64)
+        if not len(numbers):
+            raise EOFError
     values, place = numbers.tolist(), 1
     nodes, classes, sizes, tags, source, target = [], [], [], [], list[int](), list[int]()
     try:
         for _ in range(values[0]):
             count, label = values[place : place + 2]
             place += 2
+            if count < 1:
+                raise ValueError
             before = len(source)
             for node in range(count):
                 tag, degree = values[place : place + 2]
+                if degree < 0:
+                    raise ValueError
                 source += values[place + 2 : place + 2 + degree]
                 target += [node] * degree
                 tags.append(tag)
@@ -230,15 +245,16 @@ def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
         place = -1
     if place != len(values):
         raise DataError(f"{path} is not a set of {values[0]} graphs in the DGCNN text format.")
-    y = np.unique(classes, return_inverse=True)[1]
-    graphs = assemble(
-        np.array(tags)[:, None],
-        np.stack([source, target]),
-        np.empty((len(source), 0)),
-        y,
-        np.array(nodes),
-        np.array(sizes),
-    )
+    found, y = np.unique(classes, return_inverse=True)
+    if len(found) != GraphSet.classes:
+        raise DataError(f"{path} has graphs of the classes {found.tolist()}; this kind of task knows two.")
+    ends, owner = np.array([source, target], dtype=np.int64), np.repeat(np.arange(len(nodes)), sizes)
+    wrong = (ends < 0) | (ends >= np.array(nodes)[owner])
+    if wrong.any():
+        graph = owner[wrong.any(axis=0).argmax()]
+        raise DataError(f"{path}: graph {graph} has {nodes[graph]} nodes, and among their neighbours {ends[wrong][0]}.")
+    labels = inputs.integers(np.array(tags), f"{path}: node labels", "label", 0, LABELS)[:, None]
+    graphs = assemble(labels, ends, np.empty((len(source), 0)), y, np.array(nodes), np.array(sizes))
     if degrees:
         degree = torch.bincount(graphs.edges[1], minlength=len(graphs.x))
         graphs = Graphs(degree[:, None], graphs.edges, graphs.edge_labels, graphs.y, graphs.nodes, graphs.sizes)
@@ -248,19 +264,47 @@ def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
 def molbace(options: GraphData) -> GraphSet:
     """ogbg-molbace with OGB's scaffold split: 9 labels a node, 3 an edge (its files list each edge once)."""
     paths, sha256 = fetch("molbace")
+    tables = {file.removesuffix(".csv.gz"): _table(path) for file, path in paths.items()}
+    files = {name: str(paths[f"{name}.csv.gz"]) for name in tables}
+    _check_tables(tables, files)
+    nodes, once, y = (tables[f"raw/{name}"][:, 0] for name in ("num-node-list", "num-edge-list", "graph-label"))
+    pairs, labels, sizes = _both_directions(tables["raw/edge"].T, tables["raw/edge-feat"], once)
+    graphs = assemble(tables["raw/node-feat"], pairs, labels, y, nodes, sizes)
+    names = [f"split/scaffold/{part}" for part in OGB_SPLITS]
+    split = inputs.disjoint({files[name]: tables[name][:, 0] for name in names}, len(y), "graph")
+    if (split < 0).any():
+        raise DataError(f"Graph {(split < 0).argmax()} is in none of {', '.join(files[name] for name in names)}.")
+    return GraphSet("molbace", graphs, torch.from_numpy(split), sha256)
 
-    def table(path: Path) -> np.ndarray:
-        with gzip.open(path, "rt") as lines:
-            return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
 
-    raw = {name: table(paths[f"raw/{name}.csv.gz"]) for name in ("node-feat", "edge", "edge-feat", "graph-label")}
-    nodes, once = (table(paths[f"raw/num-{name}-list.csv.gz"]).ravel() for name in ("node", "edge"))
-    pairs, labels, sizes = _both_directions(raw["edge"].T, raw["edge-feat"], once)
-    graphs = assemble(raw["node-feat"], pairs, labels, raw["graph-label"].ravel(), nodes, sizes)
-    split = torch.full((len(graphs),), -1)
-    for name, group in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
-        split[torch.from_numpy(table(paths[f"split/scaffold/{name}.csv.gz"]).ravel())] = group
-    return GraphSet("molbace", graphs, split, sha256)
+def _table(path: Path) -> np.ndarray:
+    with inputs.reading(path), gzip.open(path, "rt") as lines:
+        return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
+
+
+def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) -> None:
+    """Raise :class:`DataError` unless OGB's tables, by name, fit together."""
+    for name, table in tables.items():
+        columns = {"raw/node-feat": None, "raw/edge-feat": None, "raw/edge": 2}.get(name, 1)
+        inputs.numbers(table, files[name], (None, columns))
+
+    def check(name: str, what: str, low: int, high: int | np.ndarray) -> None:
+        for column in tables[f"raw/{name}"].T:
+            inputs.integers(column, files[f"raw/{name}"], what, low, high, lines=True)
+
+    def same(*names: str, **more: int) -> None:
+        inputs.same_length({files[f"raw/{name}"]: len(tables[f"raw/{name}"]) for name in names} | more)
+
+    same("graph-label", "num-node-list", "num-edge-list")
+    check("num-node-list", "number of nodes", 1, LABELS)
+    check("num-edge-list", "number of edges", 0, LABELS)
+    nodes, once = (tables[f"raw/num-{name}-list"][:, 0] for name in ("node", "edge"))
+    same("node-feat", **{f"{files['raw/num-node-list']} in all": int(nodes.sum())})
+    same("edge", "edge-feat", **{f"{files['raw/num-edge-list']} in all": int(once.sum())})
+    check("graph-label", "label", 0, GraphSet.classes)
+    check("node-feat", "label", 0, LABELS)
+    check("edge-feat", "label", 0, LABELS)
+    check("edge", "node", 0, nodes.repeat(once))
 
 
 LOADERS: dict[str, Callable[[GraphData], GraphSet]] = {

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 
 from kdbench.errors import UsageError
+from kdbench.families.graph import templates  # noqa: F401  (before the first layer is made)
 from kdbench.families.graph.options import NodeStudent
 
 HEADS = 4

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
-from kdbench.engine.classification import Classification, RowLoaders, encode
-from kdbench.engine.classification import metrics as metrics_of
+from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -110,10 +108,8 @@ class NodeTask(Task):
         predicted = torch.cat([self.cache.read(some)["logits"].argmax(dim=-1) for some in rows])
         metrics = {}
         for split in ("val", "test"):
-            ids, score = self.graph.ids(split), metrics_of(self.graph.classes)
-            score.update(predicted[ids], self.graph.y[ids])
-            values = score.compute()
-            metrics[split] = {name: float(np.float32(values[name])) for name in ("accuracy", "macro_f1")}
+            ids = self.graph.ids(split)
+            metrics[split] = scores_of(predicted[ids], self.graph.y[ids], self.graph.classes)
         predictions = encode(predicted[self.graph.ids("test")])
         return {"kind": source, "description": f"{source}, {hops}", "metrics": metrics, "predictions": predictions}
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from kdbench.metrics import share
+
 
 @dataclass(frozen=True)
 class NodeData:
@@ -124,4 +126,17 @@ class GraphTeacher:
 KINDS = {
     "node_classification": {"data": NodeData, "student": NodeStudent, "teacher": NodeTeacher},
     "graph_classification": {"data": GraphData, "student": GraphStudent, "teacher": GraphTeacher},
+}
+
+_ACCURACY = share("accuracy", "share of examples whose largest logit is that of their class")
+
+METRICS = {
+    "node_classification": (
+        _ACCURACY,
+        share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged"),
+    ),
+    "graph_classification": (
+        share("auc", "area under the ROC curve of z_1 − z_0; not defined where all graphs are of one class"),
+        _ACCURACY,
+    ),
 }

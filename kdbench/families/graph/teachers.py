@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
-from kdbench.families.graph import data, instruction_tuning, language_model, models, prompts, sentence_encoder
+from kdbench.families.graph import instruction_tuning, language_model, models, prompts, sentence_encoder
 from kdbench.families.graph.data import NodeGraph, require_texts, tfidf
 from kdbench.families.graph.options import NodeTeacher
 from kdbench.hashing import digest, file_digest
@@ -83,15 +82,11 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
     if options.source in ("llm", "minilm"):
         require_texts(graph, options.source)
     inputs = {"data": graph.sha256, "split": graph.split_sha256, "hops": hops, **_relevant(options)}
-    code = [Path(__file__), *_files(data, models)]
     plan = []
     needs: tuple[str, ...] = ()
     if options.source == "llm":
-        code += _files(prompts, language_model, instruction_tuning)
         needs = ("teacher-tuning",)
-        plan.append(Stage("teacher-tuning", inputs, lambda place, _: _tune(graph, options, hops, place), code))
-    if options.source == "minilm":
-        code += _files(sentence_encoder)
+        plan.append(Stage("teacher-tuning", inputs, lambda place, _: _tune(graph, options, hops, place)))
 
     def encode(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
         features = _features(graph, options, hops, upstream)
@@ -101,13 +96,9 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
     def fit(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
         return fit_head(graph, upstream["teacher-features"].folder, hops, place)
 
-    plan.append(Stage("teacher-features", inputs, encode, code, needs))
-    plan.append(Stage("teacher-head", inputs, fit, code, ("teacher-features",)))
+    plan.append(Stage("teacher-features", inputs, encode, needs=needs))
+    plan.append(Stage("teacher-head", inputs, fit, needs=("teacher-features",)))
     return plan
-
-
-def _files(*modules: ModuleType) -> list[Path]:
-    return [Path(str(module.__file__)) for module in modules]
 
 
 def _relevant(options: NodeTeacher) -> dict[str, Any]:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import functools
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacing
-from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import SpatialImage
 from torch import Tensor
 
 from kdbench.datasets import dataset, fetch
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, UsageError, unknown
+from kdbench.families.medical import nifti
 from kdbench.families.medical.options import VolumeData
 from kdbench.families.medical.volumes import VolumeSet
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 
 Read = Callable[[str], tuple[Tensor, Tensor]]
 Splits = dict[str, list[str]]
 
 HIPPOCAMPUS_SHA256 = "12502228b10081a4d736c7f865cfd8cc10cb04b90ad2f83c60623cd887325df8"
 """Fingerprint of the 240 files of msd_hippocampus."""
+HIPPOCAMPUS = ("background", "anterior", "posterior")
 MILLIMETRE = (1.0, 1.0, 1.0)
 HEART_SPACING = (1.5, 1.5, 2.0)
 HEART = {
@@ -46,7 +45,7 @@ HEART = {
 """Values of the MM-WHS labels."""
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(4)
 def load(name: str, options: VolumeData) -> VolumeSet:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     if name not in LOADERS:
@@ -71,7 +70,7 @@ def shapes(options: VolumeData) -> VolumeSet:
         inside = ((places / radii) ** 2).sum(axis=-1) <= 1
         label = np.where(inside, np.where(places[..., 1] < 0, 1, 2), 0)
         image = label + options.noise * rng.normal(size=label.shape)
-        drawn[f"shape {number:03d}"] = standardised(_tensor(image)[None]), torch.from_numpy(label)[None]
+        drawn[f"shape {number:03d}"] = standardised(nifti.tensor(image)[None]), torch.from_numpy(label)[None]
     names, half, rest = list(drawn), options.shapes // 2, options.shapes // 4
     splits = {"train": names[:half], "val": names[half : half + rest], "test": names[half + rest :]}
     told = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
@@ -84,8 +83,9 @@ def msd_hippocampus(options: VolumeData) -> VolumeSet:
     paths, _ = fetch("msd_hippocampus", ["splits.json"])
     folder = paths["splits.json"].parent
     splits: Splits = json.loads(paths["splits.json"].read_text())
-    files = {name: (f"images/{name}.nii.gz", f"labels/{name}.nii.gz") for names in splits.values() for name in names}
-    sha256 = fingerprint(folder, [file for pair in files.values() for file in pair])
+    names = [name for part in splits.values() for name in part]
+    files = {name: (folder / f"images/{name}.nii.gz", folder / f"labels/{name}.nii.gz") for name in names}
+    sha256 = fingerprint(folder, [str(path.relative_to(folder)) for pair in files.values() for path in pair])
     if sha256 != HIPPOCAMPUS_SHA256:
         raise DataError(
             f"{folder} is not the published selection: the fingerprint of its volumes is {sha256}, not "
@@ -93,17 +93,15 @@ def msd_hippocampus(options: VolumeData) -> VolumeSet:
         )
 
     def read(name: str) -> tuple[Tensor, Tensor]:
-        image, label = (folder / file for file in files[name])
-        return clipped(nifti(image, MILLIMETRE)), nifti_label(label, MILLIMETRE, 3)
+        image, label = nifti.pair(*files[name], 1, MILLIMETRE)
+        return clipped(nifti.channels_first(image)), nifti.classes(label, len(HIPPOCAMPUS))
 
-    classes = ("background", "anterior", "posterior")
-    return _set("msd_hippocampus", options, 1, classes, MILLIMETRE, "edge", splits, read, sha256)
+    return _set("msd_hippocampus", options, 1, HIPPOCAMPUS, MILLIMETRE, "edge", splits, read, sha256)
 
 
 def msd_task04(options: VolumeData) -> VolumeSet:
     """MSD Task04, hippocampus: the last 60 of 260 volumes are the test set; minimum 0 and maximum 1 in each volume."""
-    classes = ("background", "anterior", "posterior")
-    return _decathlon("msd_task04", options, 1, classes, held=(30, 60), normalise=minmax)
+    return _decathlon("msd_task04", options, 1, HIPPOCAMPUS, held=(30, 60), normalise=minmax)
 
 
 def msd_task01(options: VolumeData) -> VolumeSet:
@@ -129,16 +127,16 @@ def mmwhs(options: VolumeData) -> VolumeSet:
     splits = {"train": train, "val": folds[val], "test": folds[test]}
 
     def read(name: str) -> tuple[Tensor, Tensor]:
-        image, affine = _canonical(folder / name)
-        values, _ = _canonical(folder / labels[name])
+        image, label = nifti.pair(folder / name, folder / labels[name], 1)
         known = np.array(list(HEART.values()))
-        nearest = np.abs(values[..., None] - known).argmin(axis=-1)
-        if np.abs(known[nearest] - values).max() > 1:  # 421 stands for 420 in one published volume
-            raise DataError(f"{folder / labels[name]} has other values than {sorted(HEART.values())}.")
-        scaled = _spaced(image, affine, "bilinear")
+        nearest = np.abs(label.values[..., None] - known).argmin(axis=-1)
+        close = np.abs(known[nearest] - label.values) <= 1  # 421 stands for 420 in one published volume
+        nifti.check_values(label, close, str(sorted(HEART.values())))
+        nifti.check_foreground(label, nearest)
+        scaled = _spaced(image.values, image.affine, "bilinear")
         if kind == "ct":
             scaled = (scaled.clamp(-175, 250) + 175) / 425
-        return standardised(scaled, scaled != 0), _spaced(nearest.astype(np.float32), affine, "nearest").long()
+        return standardised(scaled, scaled != 0), _spaced(nearest.astype(np.float32), image.affine, "nearest").long()
 
     sha256 = fingerprint(folder, [*labels, *labels.values()])
     return _set("mmwhs", options, 1, tuple(HEART), HEART_SPACING, "reflect", splits, read, sha256)
@@ -157,22 +155,40 @@ def _decathlon(
     index = folder / "dataset.json"
     if not index.is_file():
         raise DataError(f"{index} is not here. {dataset(name).how}")
-    try:
-        pairs = {Path(pair["image"]).name: (pair["image"], pair["label"]) for pair in _training(index)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{index} does not list pairs of image and label under 'training': {error}.") from None
+    pairs = _listed(index, classes)
     splits = released_split(list(pairs), *held)
 
     def read(case: str) -> tuple[Tensor, Tensor]:
-        image, label = (folder / file for file in pairs[case])
-        return normalise(nifti(image, MILLIMETRE)), nifti_label(label, MILLIMETRE, len(classes))
+        image, label = nifti.pair(folder / pairs[case][0], folder / pairs[case][1], channels, MILLIMETRE)
+        return normalise(nifti.channels_first(image)), nifti.classes(label, len(classes))
 
     sha256 = fingerprint(folder, ["dataset.json", *(file for pair in pairs.values() for file in pair)])
     return _set(name, options, channels, classes, MILLIMETRE, "edge", splits, read, sha256)
 
 
-def _training(index: Path) -> Any:
-    return json.loads(index.read_text())["training"]
+def _listed(index: Path, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Files of image and label by the image's name. Raises :class:`DataError` for another list, or other classes."""
+    try:
+        told = json.loads(index.read_text(encoding="utf-8"))
+        files = [(pair["image"], pair["label"]) for pair in told["training"]]
+        images, labels = ([Path(pair[place]).name for pair in files] for place in (0, 1))
+        named = {int(number): str(name) for number, name in told["labels"].items()} if "labels" in told else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{index} does not list pairs of image and label under 'training', and the classes' names by number under "
+            f"'labels': {type(error).__name__}: {error}."
+        ) from None
+    for names in (images, labels):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"{index} lists {twice[0]} more than once.")
+    wanted = {number: _spelt(name) for number, name in enumerate(classes)}
+    if named is not None and {number: _spelt(name) for number, name in named.items()} != wanted:
+        raise DataError(f"{index} calls the labels {named}, but the task's classes are {dict(enumerate(classes))}.")
+    return dict(zip(images, files, strict=True))
+
+
+def _spelt(name: str) -> str:
+    return name.casefold().replace("tumour", "tumor")
 
 
 def released_split(names: Sequence[str], val: int, test: int) -> Splits:
@@ -199,7 +215,11 @@ def _set(
     read: Read,
     sha256: str,
 ) -> VolumeSet:
-    """A set with as many training volumes as the options ask for."""
+    """A set with as many training volumes as the options ask for, every one of its volumes read once.
+
+    So what is wrong with a volume shows before any training: it costs what one epoch reads, and nothing where volumes
+    are kept in memory. Raises :class:`DataError` also for a class that no volume of a split has.
+    """
     wanted = options.train_volumes or len(splits["train"])
     if wanted > len(splits["train"]):
         raise UsageError(
@@ -207,7 +227,15 @@ def _set(
         )
     cases = {**splits, "train": splits["train"][:wanted]}
     held = functools.cache(read) if options.in_memory else read
+    for split, names in cases.items():
+        voxels = sum((held(case)[1].flatten().bincount(minlength=len(classes)) for case in names), torch.tensor(0))
+        if absent := [classes[number] for number in (voxels == 0).nonzero().flatten()]:
+            raise DataError(f"{name}: no label of the {split} split has a voxel of '{absent[0]}': {_few(names)}.")
     return VolumeSet(name, channels, classes, spacing, pad, cases, held, sha256)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _folder(name: str) -> Path:
@@ -227,41 +255,11 @@ def fingerprint(folder: Path, files: Sequence[str]) -> str:
     return digest({file: file_digest(folder / file) for file in files})
 
 
-def _canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels of a NIfTI file in the order nearest to right–anterior–superior, and their affine."""
-    try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
-        assert isinstance(image, SpatialImage) and image.affine is not None
-        return np.asarray(image.dataobj, dtype=np.float32), image.affine
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-
-
-def nifti(path: Path, spacing: Sequence[float]) -> Tensor:
-    """A NIfTI image as float32 ``[C, D, H, W]``. Raises :class:`DataError` for voxels of another spacing."""
-    values, affine = _canonical(path)
-    found = voxel_sizes(affine)
-    if not np.allclose(found, spacing, atol=1e-3):
-        raise DataError(f"{path} has voxels of {found.tolist()} mm, not {list(spacing)}.")
-    return _tensor(np.moveaxis(values, 3, 0) if values.ndim == 4 else values[None])
-
-
-def nifti_label(path: Path, spacing: Sequence[float], classes: int) -> Tensor:
-    """A NIfTI label map as int64 ``[1, D, H, W]`` with values below ``classes``."""
-    label = nifti(path, spacing)
-    if not torch.equal(label, label.round()) or label.min() < 0 or label.max() >= classes:
-        raise DataError(f"{path} holds other values than the classes 0…{classes - 1}.")
-    return label.long()
-
-
 def _spaced(values: np.ndarray, affine: np.ndarray, mode: str) -> Tensor:
     """A volume ``[D, H, W]`` resampled to the spacing of the heart data, ``[1, D, H, W]``."""
-    resampled: Tensor = Spacing(HEART_SPACING, mode=mode)(MetaTensor(_tensor(values)[None], affine=affine)).as_tensor()
+    placed = MetaTensor(nifti.tensor(values)[None], affine=affine)
+    resampled: Tensor = Spacing(HEART_SPACING, mode=mode)(placed).as_tensor()
     return resampled.contiguous()
-
-
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
 def clipped(image: Tensor) -> Tensor:

@@ -72,9 +72,9 @@ class DSD(Method):
         step.told |= {f"deep {alias}": loss for alias, loss in deep.items()}
         terms = {"deep": torch.stack(list(deep.values())).sum()}
         if options.decoder:
-            terms["decoder"] = self._divergence(step, predicted, sorted(deep))
+            terms["decoder"] = self._divergence(step, predicted, sorted(deep, key=heads.number))
         if options.encoder:
-            inner_first = sorted((alias for alias in predicted if alias not in deep), reverse=True)
+            inner_first = sorted((alias for alias in predicted if alias not in deep), key=heads.number, reverse=True)
             terms["encoder"] = self._divergence(step, predicted, inner_first)
             step.told[f"entropy of {inner_first[0]}"] = heads.entropy(predicted[inner_first[0]])
         return terms

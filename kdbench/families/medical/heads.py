@@ -52,6 +52,11 @@ def taps(network: nn.Module, encoder: bool) -> dict[str, str]:
     return {**places, MAIN: found.output}
 
 
+def number(alias: str) -> int:
+    """The number of a stage: 10 of ``enc10``."""
+    return int(alias[3:])
+
+
 def _stride(feature: Sequence[int], output: Sequence[int]) -> int:
     """Stride of a stage from shapes without the batch's dimension; tokens have two dimensions left."""
     return TOKEN if len(feature) == 2 else output[-1] // feature[-1]

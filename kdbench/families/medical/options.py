@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
+from kdbench.metrics import Metric, share
+
 Voxels = Annotated[int, Gt(0)]
 Channels = Annotated[int, Gt(0)]
 Network = Literal["dynunet", "unetr", "swinunetr"]
@@ -100,3 +102,12 @@ class VolumeTeacher:
 
 
 KINDS = {"segmentation_3d": {"data": VolumeData, "student": VolumeStudent, "teacher": VolumeTeacher}}
+
+METRICS = {
+    "segmentation_3d": (
+        share("dice", "overlap of a class with its label, averaged over classes and volumes"),
+        Metric("hd95", "min", 0, unit="mm", doc="95th percentile of the symmetric Hausdorff distance"),
+        Metric("surface_distance", "min", 0, unit="mm", doc="mean symmetric surface distance"),
+        Metric("absent", "min", 0, doc="classes, over all volumes, that label or prediction lack"),
+    )
+}

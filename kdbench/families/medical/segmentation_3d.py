@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
+from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
@@ -29,11 +29,11 @@ from kdbench.families.medical import data, networks
 from kdbench.families.medical.options import VolumeData, VolumeStudent, VolumeTeacher
 from kdbench.families.medical.volumes import SPLITS, Views, VolumeLoaders, Volumes, VolumeSet
 from kdbench.hashing import write_atomic
+from kdbench.metrics import Undefined
 
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
 WINDOWS = 4  # of a volume, predicted at once
-CODE = [Path(str(module.__file__)) for module in (data, networks)]
 
 
 class Segmentation(DistillationModule):
@@ -65,7 +65,7 @@ class Segmentation(DistillationModule):
         return batch.label
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        return {"task": self.loss(output["logits"].float(), targets)}
+        return {"task": self.loss(at_least_float32(output["logits"]), targets)}
 
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=1, keepdim=True)
@@ -73,9 +73,12 @@ class Segmentation(DistillationModule):
             inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
             self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
 
-    def results(self, split: str) -> dict[str, float]:
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
         cases, self._scores[split] = self._scores[split], []
-        means = {name: fmean(case[name] for case in cases) for name in ("dice", "hd95", "surface_distance")}
+        names = ("dice", "hd95", "surface_distance")
+        if not cases:
+            return dict.fromkeys(names, Undefined("it has no volumes"))
+        means = {name: fmean(case[name] for case in cases) for name in names}
         return {**means, "absent": sum(case["absent"] for case in cases)}
 
 
@@ -94,7 +97,7 @@ def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, fl
         here = [bool(mask.any()) for mask in pair]
         if all(here):
             _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
-            told["dice"].append(float(compute_dice(*(mask[None, None].float() for mask in pair))))
+            told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
             told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
             told["surface_distance"].append(float(torch.cat(list(both)).mean()))
             continue
@@ -117,7 +120,7 @@ class SegmentationTask(Task):
         self.data_options, self.student_options = config.data, config.student
         self.cacheable = self.data_options.views != "random"
         self.volumes = data.load(config.dataset, config.data)
-        self.views = Views(self.volumes, self.data_options, config.seed)
+        self.views = self.views_of(config.seed)
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -126,6 +129,10 @@ class SegmentationTask(Task):
         groups = torch.zeros(self.views.rows, dtype=torch.int64)
         told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         return DataFacts(*told, len(groups), groups)
+
+    def views_of(self, seed: int) -> Views:
+        """Training views drawn from ``seed``."""
+        return Views(self.volumes, self.data_options, seed)
 
     def data(self) -> VolumeLoaders:
         return VolumeLoaders(self.volumes, self.views, self.config.seed)
@@ -168,11 +175,9 @@ class SegmentationTask(Task):
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        return [
-            self.supervised(
-                "segmentation-teacher", lambda: self.network(options), inputs, CODE, options.epochs, options.seed
-            )
-        ]
+        loaders = VolumeLoaders(self.volumes, self.views_of(options.seed), options.seed)
+        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
+        return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 
     def live_teacher(self) -> FrozenTeacher:
         network = self.network(self.teacher_options)

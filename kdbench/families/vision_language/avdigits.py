@@ -26,13 +26,17 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
+from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
+from kdbench.errors import DataError
 from kdbench.families.vision_language.options import PairData
 
 TRAIN, VAL, TEST = 0, 1, 2
+PARTS = "0 train, 1 validation, 2 test"
 SAMPLES, FFT, HOP, MELS = 8000, 256, 125, 64
 FLOOR = 1e-6
-SPEAKERS = 6
+DIGITS, SPEAKERS, TAKES = 10, 6, 50
+FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "fsdd_recordings.npz")
 
 
 @dataclass(frozen=True)
@@ -69,23 +73,53 @@ class DigitPairs:
 
 def read(paths: Mapping[str, Path]) -> Sources:
     """The files as tensors."""
-    with gzip.open(paths["t10k-images-idx3-ubyte.gz"]) as stream:
-        images = np.frombuffer(stream.read(), np.uint8, offset=16).reshape(-1, 28, 28)
-    with gzip.open(paths["t10k-labels-idx1-ubyte.gz"]) as stream:
-        labels = np.frombuffer(stream.read(), np.uint8, offset=8)
-    with np.load(paths["fsdd_recordings.npz"]) as packed:
+    pictures, numbered, sounds = (paths[name] for name in FILES)
+    images, labels = _idx(pictures, 3), _idx(numbered, 1)
+    inputs.numbers(images, pictures, (None, 28, 28))
+    inputs.same_length({str(pictures): len(images), str(numbered): len(labels)})
+    digits = inputs.integers(labels, numbered, "digit", 0, DIGITS)
+    with inputs.reading(sounds), np.load(sounds) as packed:
         audio, offsets = packed["audio"], packed["offsets"]
-        told = [torch.from_numpy(packed[name].astype(np.int64)) for name in ("digit", "speaker", "index")]
+        bounds = {"digit": DIGITS, "speaker": SPEAKERS, "index": TAKES}
+        told = [inputs.integers(packed[name], f"{sounds}: {name}", name, 0, bounds[name]) for name in bounds]
+    _check_clips(audio, offsets, sounds)
+    lengths = dict(zip((f"{sounds}: {name}" for name in bounds), map(len, told), strict=True))
+    inputs.same_length({f"{sounds}: offsets without the last": len(offsets) - 1, **lengths})
     clips = np.zeros((len(offsets) - 1, SAMPLES), dtype=np.float32)
     for row, (start, end) in enumerate(pairwise(offsets)):
         clip = audio[start : min(end, start + SAMPLES)]
         clips[row, : len(clip)] = clip / 2**15
     return Sources(
         torch.from_numpy(images / np.float32(255)),
-        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(digits),
         torch.from_numpy(clips),
-        *told,
+        *map(torch.from_numpy, told),
     )
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """The bytes of an IDX file: after 0, 0, 8 and the number of dimensions come these, big-endian, and the values."""
+    with inputs.reading(path), gzip.open(path) as stream:
+        content = stream.read()
+        told = np.frombuffer(content, ">u4", 1 + dimensions)
+        if told[0] != 0x800 + dimensions:
+            raise ValueError(f"it is no IDX file of bytes in {dimensions} dimensions")
+        return np.frombuffer(content, np.uint8, offset=told.nbytes).reshape(told[1:].tolist())
+
+
+def _check_clips(audio: np.ndarray, offsets: np.ndarray, path: Path) -> None:
+    """Raise :class:`DataError` unless the recordings lie one after another in 16-bit samples, none empty or silent."""
+    if audio.dtype != np.int16 or audio.ndim != 1:
+        raise DataError(f"{path}: audio is {audio.dtype} of shape {list(audio.shape)}, not one row of 16-bit samples.")
+    offsets = inputs.integers(offsets, f"{path}: offsets", "offset", 0, len(audio) + 1)
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(audio):
+        raise DataError(f"{path}: offsets do not go from 0 to the {len(audio)} samples of audio.")
+    empty = np.diff(offsets) < 1
+    if empty.any():
+        raise DataError(f"{path}: offsets, row {empty.argmax()}: the recording has no sample.")
+    silent = np.maximum.reduceat(audio != 0, offsets[:-1]) == 0
+    if silent.any():
+        raise DataError(f"{path}: recording {silent.argmax()} is silent.")
 
 
 def build(sources: Sources, options: PairData, seed: int, pooled_split: Callable[[int], Tensor]) -> DigitPairs:
@@ -131,9 +165,11 @@ def _partners(y: Tensor, part: Tensor, digits: Tensor, groups: Tensor, generator
     """A random recording of the same digit and part for every image, int64 ``[n]``."""
     chosen = torch.empty_like(y)
     for group in sorted(set(part.tolist())):
-        for digit in range(10):
+        for digit in range(DIGITS):
             wanted = ((y == digit) & (part == group)).nonzero().flatten()
             there = ((digits == digit) & (groups == group)).nonzero().flatten()
+            if not len(there):
+                raise DataError(f"avdigits has no recording of digit {digit} for split {group} ({PARTS}).")
             chosen[wanted] = there[torch.randint(len(there), (len(wanted),), generator=generator)]
     return chosen
 
@@ -149,6 +185,8 @@ def _mixed(sources: Sources, pool: Tensor, groups: Tensor, generator: torch.Gene
             mine = ((groups == group) & (sources.speakers == speaker)).nonzero().flatten()
             wanted = TEST if group == -1 else group
             others = ((pool == wanted) & (sources.speakers != speaker)).nonzero().flatten()
+            if not len(others):
+                raise DataError(f"avdigits has no second voice for speaker {speaker} in split {group} ({PARTS}).")
             second[mine] = others[torch.randint(len(others), (len(mine),), generator=generator)]
     decibels = 10 * torch.rand(len(second), generator=generator)
     voice, other = sources.recordings, sources.recordings[second]

@@ -21,10 +21,9 @@ from kdbench.engine.method import Method
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.engine.teachers import Outputs
-from kdbench.families.vision_language import masks
 from kdbench.families.vision_language.masks import Masked, mask_networks
 from kdbench.families.vision_language.pair_networks import PairNetwork
-from kdbench.families.vision_language.paired_classification import CODE, PairedClassification, PairedTask, logits_of
+from kdbench.families.vision_language.paired_classification import PairedClassification, PairedTask, logits_of
 from kdbench.families.vision_language.pairs import Pairs
 from kdbench.options import plain
 
@@ -152,14 +151,13 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
     told |= {"accumulate": trainer["accumulate_grad_batches"], "clip": trainer["gradient_clip_val"]}
     first = {**told, "epochs": plan.epochs[0], "mutual": plan.mutual, "temperature": plan.temperature}
     second = {**told, "plan": plain(plan)}
-    code = [*CODE, Path(__file__), Path(str(masks.__file__))]
-    plans = [Stage(INITIALISED, first, lambda folder, _: initialise(task, plan, folder), code)]
+    plans = [Stage(INITIALISED, first, lambda folder, _: initialise(task, plan, folder))]
     if plan.epochs[1]:
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             return specialise(task, plan, upstream[INITIALISED].folder, folder)
 
-        plans.append(Stage(SPECIALISED, second, run, code, (INITIALISED,)))
+        plans.append(Stage(SPECIALISED, second, run, needs=(INITIALISED,)))
     return plans
 
 
@@ -176,7 +174,7 @@ def specialise(task: PairedTask, plan: Plan, networks: Path, folder: Path) -> di
     """Stage 2: the masks of the epoch with the smallest summed validation divergence (``weights.safetensors``)."""
     trained = load_networks(task, networks)
     module = Specialisation(fresh_masks(task, plan, trained), trained, task.config, task.pairs, plan)
-    selection = Selection("kl", mode="min")
+    module.headline, selection = "kl", Selection("kl", mode="min")
     _fit(task, module, plan.epochs[1], folder, [selection])
     save_file(selection.weights, folder / "weights.safetensors")
     return {"epoch": selection.epoch, "val/kl": selection.value}

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
+from kdbench.metrics import share
+
 
 @dataclass(frozen=True)
 class PairData:
@@ -53,3 +55,11 @@ class PairTeacher:
 
 
 KINDS = {"paired_classification": {"data": PairData, "student": PairStudent, "teacher": PairTeacher}}
+
+METRICS = {
+    "paired_classification": (
+        share("accuracy", "share of examples whose largest logit is that of their class"),
+        share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged"),
+        share("accuracy of *", "accuracy of one of several teachers"),
+    )
+}

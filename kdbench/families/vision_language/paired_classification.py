@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +12,15 @@ from torch import Tensor, nn
 
 from kdbench.config import RunConfig
 from kdbench.datasets import dataset
-from kdbench.engine.classification import Classification, RowLoaders, encode
-from kdbench.engine.classification import metrics as metrics_of
+from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.vision_language import avdigits, pair_networks, pairs
+from kdbench.families.vision_language import pairs
 from kdbench.families.vision_language.options import PairData, PairStudent, PairTeacher
 from kdbench.families.vision_language.pair_networks import PairNetwork
 from kdbench.families.vision_language.pairs import SPLITS, Pairs
 from kdbench.options import plain
-
-CODE = (Path(__file__), *(Path(str(module.__file__)) for module in (avdigits, pair_networks, pairs)))
 
 
 class PairedClassification(Classification):
@@ -132,7 +128,7 @@ class PairedTask(Task):
         network: Callable[[], PairNetwork] = getattr(self, self.source)
         trainer, seed = self.config.trainer, self.config.seed
         inputs = {**self.inputs, "source": self.source}
-        return [self.supervised("pair-teacher", network, inputs, CODE, trainer.max_epochs, seed)]
+        return [self.supervised("pair-teacher", network, inputs, trainer.max_epochs, seed)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         """A teacher of pairs that gives the network's ``logits``."""
@@ -151,10 +147,8 @@ class PairedTask(Task):
         """``metrics`` of val and test, and test ``predictions``, of a teacher's logits for all pairs ``[n, C]``."""
         predicted, metrics = logits.argmax(dim=-1), {}
         for split in ("val", "test"):
-            ids, score = self.pairs.ids(split), metrics_of(self.pairs.classes)
-            score.update(predicted[ids], self.pairs.y[ids])
-            values = score.compute()
-            metrics[split] = {name: float(values[name]) for name in ("accuracy", "macro_f1")}
+            ids = self.pairs.ids(split)
+            metrics[split] = scores_of(predicted[ids], self.pairs.y[ids], self.pairs.classes)
         return {"metrics": metrics, "predictions": encode(predicted[self.pairs.ids("test")])}
 
     def teacher_facts(self) -> dict[str, Any]:

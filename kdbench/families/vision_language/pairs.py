@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from kdbench.datasets import dataset, fetch
+from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError, unknown
 from kdbench.families.vision_language import avdigits, pair_networks
 from kdbench.families.vision_language.options import PairData, PairStudent
 from kdbench.families.vision_language.pair_networks import PairNetwork
-from kdbench.hashing import digest, file_digest
+from kdbench.hashing import digest, file_digest, remembered
 from kdbench.options import plain
 
 TRAIN, VAL, TEST, UNUSED = 0, 1, 2, 3
@@ -96,12 +97,15 @@ class Pairs:
         return next(name for name in self.views if name != modality)
 
 
-@functools.lru_cache(maxsize=2)
+@remembered(2)
 def load(name: str, options: PairData, seed: int) -> Pairs:
     """The pairs of a data set for one run seed. Raises :class:`DataError` when its files are missing or not sound."""
     if name not in LOADERS:
         raise unknown("data set of paired views", name, LOADERS)
-    return LOADERS[name](options, seed)
+    pairs = LOADERS[name](options, seed)
+    hint = " Take more data.pairs or fewer data.classes." if dataset(name).generated else " Take more data.pairs."
+    inputs.covered(pairs.y.numpy(), pairs.split.numpy(), pairs.classes, name, hint=hint if options.pairs else "")
+    return pairs
 
 
 def pooled_split(count: int, seed: int, options: PairData) -> Tensor:
@@ -167,8 +171,8 @@ def generated_pairs(options: PairData, seed: int) -> Pairs:
 
 def crisismmd(options: PairData, seed: int) -> Pairs:
     """CrisisMMD-V2: ResNet-50 features of images and BERTweet features of texts, unscaled; 8 humanitarian classes."""
-    paths, files = fetch("crisismmd")
-    return _arrays("crisismmd", paths, files, ("image", "text"), 8, pair_networks.feature_networks, options, seed)
+    shapes = {"image": (2048,), "text": (768,)}
+    return _arrays("crisismmd", shapes, 8, pair_networks.feature_networks, options, seed)
 
 
 def ravdess(options: PairData, seed: int) -> Pairs:
@@ -176,52 +180,55 @@ def ravdess(options: PairData, seed: int) -> Pairs:
 
     Files as the released preprocessing writes them. Each audio array is scaled to [0, 1] by itself. 8 emotions.
     """
-    paths, files = fetch("ravdess")
-    return _arrays("ravdess", paths, files, ("video", "audio"), 8, pair_networks.clip_networks, options, seed)
+    shapes = {"video": (15, 3, 224, 224), "audio": (15, 156)}
+    return _arrays("ravdess", shapes, 8, pair_networks.clip_networks, options, seed)
 
 
 def _arrays(
     name: str,
-    paths: Mapping[str, Path],
-    files: str,
-    modalities: tuple[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
     classes: int,
     networks: Callable[[tuple[str, ...], int], PairNetwork],
     options: PairData,
     seed: int,
 ) -> Pairs:
-    """Two memory-mapped arrays of equal length and their labels, in the order of the data set's files."""
-    first, second, labels = (np.load(path, mmap_mode="c") for path in paths.values())
-    if not len(first) == len(second) == len(labels):
-        raise DataError(f"{', '.join(map(str, paths.values()))} hold {len(first)}, {len(second)}, {len(labels)} rows.")
-    split, everyone = pooled_split(len(labels), seed, options), torch.arange(len(labels))
+    """Two memory-mapped arrays of equal length and their labels, in the order of the data set's files.
+
+    ``shapes``: of one example, by modality.
+    """
+    paths, files = fetch(name)
+    arrays = {path: inputs.load_array(path, mapped=True) for path in paths.values()}
+    inputs.same_length({str(path): len(np.atleast_1d(array)) for path, array in arrays.items()})
+    *viewed, (listed, labels) = arrays.items()
+    y = torch.from_numpy(inputs.integers(labels, listed, "label", 0, classes))
+    split, everyone = pooled_split(len(y), seed, options), torch.arange(len(y))
     train = (split == TRAIN).nonzero().flatten().numpy()
     views = {
-        modality: Modality(values, everyone, _scaling(values, train))
-        for modality, values in zip(modalities, (first, second), strict=True)
+        modality: Modality(array, everyone, _scaling(array, path, shape, train))
+        for (modality, shape), (path, array) in zip(shapes.items(), viewed, strict=True)
     }
-    y = torch.from_numpy(labels.astype(np.int64))
     sha256 = fingerprint(files, options, seed)
     return Pairs(name, views, y, split, classes, sha256, lambda sees, _: networks(sees, classes))
 
 
-def _scaling(values: np.ndarray, train: np.ndarray) -> Callable[[Tensor], Tensor]:
+def _scaling(values: np.ndarray, path: Path, shape: tuple[int, ...], train: np.ndarray) -> Callable[[Tensor], Tensor]:
     """Min-max scaling to [0, 1]: none for features, per example for 2-D arrays, per channel for clips of frames.
 
     Clips ``[n, frames, channels, h, w]`` come out as ``[b, channels, frames, h, w]``; their range is that of the
-    training rows.
+    training rows. Raises :class:`DataError` for values of another shape, or that are not finite.
     """
-    if values.ndim == 2:
-        return lambda x: x
-    if values.ndim == 3:
-        return min_max
-    low = torch.full((values.shape[2],), torch.inf)
-    high = -low
-    for row in train:
+    inputs.shaped(values, path, (None, *shape))
+    if values.ndim < 5:
+        inputs.numbers(values, path, (None, *shape))
+        return min_max if values.ndim == 3 else lambda x: x
+    low, high = torch.empty(2, len(values), values.shape[2])
+    for row in range(len(values)):
         clip = torch.from_numpy(np.asarray(values[row], dtype=np.float32)).transpose(0, 1).flatten(1)
-        low, high = torch.minimum(low, clip.amin(dim=1)), torch.maximum(high, clip.amax(dim=1))
-    shape = (1, 1, -1, 1, 1)
-    return lambda x: ((x - low.view(shape)) / (high - low).clamp(min=1e-12).view(shape)).transpose(1, 2)
+        low[row], high[row] = clip.amin(dim=1), clip.amax(dim=1)
+    inputs.numbers(torch.stack([low, high], dim=1).numpy(), path, (len(values), 2, values.shape[2]))
+    across = (1, 1, -1, 1, 1)
+    low, high = low[train].amin(dim=0).view(across), high[train].amax(dim=0).view(across)
+    return lambda x: ((x - low) / (high - low).clamp(min=1e-12)).transpose(1, 2)
 
 
 def min_max(x: Tensor) -> Tensor:
@@ -233,17 +240,28 @@ def min_max(x: Tensor) -> Tensor:
 
 
 class FeatureFolder:
-    """One NumPy file an example, ``<folder>/<name><ending>``, read on demand."""
+    """One NumPy file an example, ``<folder>/<name><ending>``, read and checked on demand.
 
-    def __init__(self, folder: Path, names: list[str], ending: str) -> None:
-        self.folder, self.names, self.ending = folder, names, ending
+    Raises :class:`DataError` at once for a file that is missing or of another size than the first.
+    """
+
+    def __init__(self, folder: Path, names: list[str], ending: str, shape: tuple[int, ...]) -> None:
+        self.folder, self.names, self.ending, self.shape = folder, names, ending, shape
+        with inputs.reading(folder):
+            sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+        for name in names:
+            path = self._path(name)
+            if path.name not in sizes:
+                raise DataError(f"{path} is missing. {dataset('vggsound').how}")
+            if sizes[path.name] != sizes[self._path(names[0]).name]:
+                raise DataError(f"{path} has another size than {self._path(names[0])}.")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{self.ending}"
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        paths = [self.folder / f"{self.names[row]}{self.ending}" for row in rows]
-        try:
-            return np.stack([np.load(path) for path in paths])
-        except FileNotFoundError as error:
-            raise DataError(f"{error.filename} is missing. {dataset('vggsound').how}") from None
+        paths = [self._path(self.names[row]) for row in rows]
+        return np.stack([inputs.numbers(inputs.load_array(path), path, self.shape) for path in paths])
 
 
 def vggsound(options: PairData, seed: int) -> Pairs:
@@ -254,12 +272,10 @@ def vggsound(options: PairData, seed: int) -> Pairs:
     """
     paths, _ = fetch("vggsound")
     (index,) = paths.values()
-    lines = [line.strip().split("&") for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = [line[0] for line in lines]
-    y = torch.tensor([int(line[1]) for line in lines])
+    names, y = _listed(index, 141)
     folders = {
-        "video": FeatureFolder(index.parent / "visual_features", names, "_vFeature.npy"),
-        "audio": FeatureFolder(index.parent / "audio_features", names, "_aFeature.npy"),
+        "video": FeatureFolder(index.parent / "visual_features", names, "_vFeature.npy", (10, 7, 7, 512)),
+        "audio": FeatureFolder(index.parent / "audio_features", names, "_aFeature.npy", (10, 128)),
     }
     told = {name: digest(folder[np.arange(1)].tolist()) for name, folder in folders.items()}
     files = digest({"index": file_digest(index), **told})
@@ -271,6 +287,25 @@ def vggsound(options: PairData, seed: int) -> Pairs:
     split = pooled_split(len(y), seed, options)
     sha256 = fingerprint(files, options, seed)
     return Pairs("vggsound", views, y, split, 141, sha256, lambda sees, _: pair_networks.event_networks(sees, 141))
+
+
+def _listed(index: Path, classes: int) -> tuple[list[str], Tensor]:
+    """Names and classes (int64 ``[n]``) from lines ``name&class``."""
+    names: dict[str, int] = {}
+    with inputs.reading(index):
+        lines = index.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().partition("&")
+        if not name or not label.isdecimal() or int(label) >= classes:
+            raise DataError(f"{index}:{number}: '{line}' is not 'name&class' with a class from 0 to {classes - 1}.")
+        if name in names:
+            raise DataError(f"{index}:{number}: '{name}' is listed twice.")
+        names[name] = int(label)
+    if not names:
+        raise DataError(f"{index} lists no clip.")
+    return list(names), torch.tensor(list(names.values()))
 
 
 LOADERS = {

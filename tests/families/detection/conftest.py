@@ -110,7 +110,7 @@ def write_pair(root: Path, name: str) -> None:
     """All splits of a published pair, three images each."""
     pair = voc.PAIRS[name]
     label = pair.classes[-1]
-    objects = [(label, 0, 11, 21, 30, 40), (label, 1, 1, 1, 9, 9), ("nothing known", 0, 1, 1, 9, 9)]
+    objects = [(label, 0, 11, 21, 30, 40), (label, 1, 1, 1, 9, 9), *((one, 0, 1, 1, 9, 9) for one in pair.others)]
     for folder, part in {*pair.source_train, pair.source_val, pair.target_train, pair.target_test}:
         names = [f"{part}_{number}" for number in range(3)]
         write_voc(root / folder, part, names, objects, ".png" if "Cityscapes" in folder else ".jpg")

@@ -15,10 +15,13 @@ from kdbench.config import expand
 from kdbench.engine.runner import Session
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.teachers import EMATeacher
+from kdbench.errors import UndefinedMetricError
 from kdbench.families.detection import domains
 from kdbench.families.detection.data import Images, LabelledBatch
 from kdbench.families.detection.domain_adaptation import scores
+from kdbench.families.detection.models import Truth
 from kdbench.families.detection.pseudo_labels import high_confidence
+from kdbench.metrics import Undefined
 
 
 @pytest.mark.parametrize("method", ["alone", "kd", "lpld"])
@@ -105,10 +108,24 @@ def test_the_average_is_that_of_the_formula(keep: float, session: Callable[..., 
     assert isinstance(teacher, EMATeacher) and teacher.every == 3
 
 
-def test_null_moves_the_teacher_once_an_epoch(session: Callable[..., Session]) -> None:
-    begun = session("method=kd", "teacher.every=null")
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [((), 4), (("trainer.accumulate_grad_batches=3",), 2), (("trainer.devices=2", "trainer.strategy=ddp"), 2)],
+)
+def test_null_moves_the_teacher_once_an_epoch(
+    words: tuple[str, ...], steps: int, session: Callable[..., Session]
+) -> None:
+    """The 16 images of an epoch are 4 batches."""
+    begun = session("method=kd", "teacher.every=null", *words)
     (teacher,) = begun.method.teachers(begun.task).values()
-    assert isinstance(teacher, EMATeacher) and teacher.every == 4
+    assert isinstance(teacher, EMATeacher) and teacher.every == steps
+
+
+def test_the_teacher_moves_where_batches_are_accumulated(do: Callable[..., Any]) -> None:
+    words = ("trainer.accumulate_grad_batches=3", "method.threshold=0.3")
+    deployed = load_file(do("method=kd", *words).folder / "student.safetensors")
+    started = load_file(do("method=alone", words[0]).folder / "student.safetensors")
+    assert any(not torch.equal(deployed[name], value) for name, value in started.items())
 
 
 @pytest.mark.parametrize("method", ["kd", "lpld"])
@@ -190,6 +207,24 @@ def test_scores_leave_out_classes_without_a_true_box() -> None:
     values = {"map_50": 0.25, "map": 0.1, "mar_100": 0.5, "classes": torch.tensor([0, 2])}
     told = scores({**values, "precision": precision, "recall": recall}, ("a", "b", "c"))
     assert told == {"map50": 0.25, "map": 0.1, "ar100": 0.5, "ap50_c": 0.25, "ar100_c": 0.5}
+
+
+def test_a_split_without_any_true_box_has_no_score(session: Callable[..., Session]) -> None:
+    """torchmetrics gives −1, which would be shown as −100 %."""
+    begun = session("method=alone")
+    module = begun.task.module(begun.task.student())
+    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    told = {"boxes": torch.ones(1, 1, 4), "scores": torch.ones(1, 1), "labels": torch.zeros(1, 1, dtype=torch.int64)}
+    module.evaluate("test", told, [nothing])
+    found = module.results("test")
+    assert found.keys() == {"map50", "map", "ar100"}
+    assert all(value == Undefined("no image has a box of disc, square, dot") for value in found.values())
+    module.headline = "map50"
+    module.evaluate("test", told, [nothing])
+    with pytest.raises(
+        UndefinedMetricError, match="map50 is not defined on the test split: no image has a box of disc"
+    ):
+        module.scores("test")
 
 
 def test_the_source_detector_is_the_best_of_its_validation_and_the_rest_the_last(

@@ -23,8 +23,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         info = datasets.dataset(name)
         assert files.keys() == info.files.keys()
         folder = tmp_path / "data" / info.folder
-        folder.mkdir(parents=True)
         for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(content)
         told = {file: datasets.File(file_digest(folder / file)) for file in files}
         monkeypatch.setitem(datasets.datasets(), name, replace(info, files=told))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from kdbench.engine.runner import Outcome
+from kdbench.errors import UndefinedMetricError
 from kdbench.families.graph.graph_classification import GraphClassification, digits, scores
-from kdbench.families.graph.graph_data import Graphs, load
+from kdbench.families.graph.graph_data import Graphs, motifs
 from kdbench.families.graph.graph_models import GraphNet
 from kdbench.families.graph.options import GraphData, GraphStudent
 from kdbench.families.graph.trees import colour, expand
+from kdbench.metrics import Undefined
 
 
 def network(graphs: Graphs, name: str, layers: int = 2, **options: object) -> GraphNet:
@@ -24,7 +29,7 @@ def network(graphs: Graphs, name: str, layers: int = 2, **options: object) -> Gr
 
 
 def some_graphs(edge_labels: bool) -> Graphs:
-    graphs = load("motifs", GraphData(graphs=20)).graphs
+    graphs = motifs(GraphData(graphs=20)).graphs
     return graphs if edge_labels else replace(graphs, edge_labels=graphs.edge_labels[:, :0])
 
 
@@ -114,6 +119,22 @@ def test_auc_counts_ordered_pairs(scale: float) -> None:
     found = scores(torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(targets))
     assert found["auc"] == pytest.approx(np.mean(pairs), abs=1e-6)
     assert found["accuracy"] == pytest.approx(np.mean((logits[:, 1] > logits[:, 0]) == targets), abs=1e-6)
+
+
+def test_the_area_needs_two_classes() -> None:
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
+    found = scores(logits, torch.ones(3, dtype=torch.int64))
+    assert found == {"auc": Undefined("all 3 graphs are of class 1"), "accuracy": 2 / 3}
+
+
+def test_a_run_whose_test_graphs_are_of_one_class_fails_with_the_reason(
+    do: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UndefinedMetricError, match=r"auc is not defined on the (val|test) split: all \d+ graphs are of"
+    ):
+        do("task=graph_classification", "method=alone", "data.graphs=20", "trainer.max_epochs=1")
+    assert not list(tmp_path.rglob("record.json"))
 
 
 def test_scores_do_not_depend_on_batches() -> None:

@@ -16,7 +16,7 @@ import torch
 from kdbench import datasets
 from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError, UsageError
-from kdbench.families.medical import data
+from kdbench.families.medical import data, nifti
 from kdbench.families.medical.options import VolumeData
 from kdbench.families.medical.volumes import Views, VolumeLoaders, centred, randomised
 
@@ -109,7 +109,7 @@ def decathlon(folder: Path, count: int, channels: int = 1) -> list[np.ndarray]:
     for number in range(count):
         shape = (10, 11, 12) if channels == 1 else (10, 11, 12, channels)
         images.append(rng.normal(size=shape).astype(np.float32) * 100 + number)
-        label = rng.integers(3, size=(10, 11, 12)).astype(np.uint8)
+        label = rng.integers(3 if channels == 1 else 4, size=(10, 11, 12)).astype(np.uint8)
         pair = {"image": f"./imagesTr/case_{number:03d}.nii.gz", "label": f"./labelsTr/case_{number:03d}.nii.gz"}
         write(folder / pair["image"], images[-1])
         write(folder / pair["label"], label)
@@ -154,26 +154,113 @@ def test_the_released_split_is_sorted_then_shuffled_with_seed_0() -> None:
     assert split == {"train": rest[:170], "val": rest[170:], "test": names[200:]}
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda folder: (folder / "dataset.json").write_text("{}"), "does not list pairs"),
-        (lambda folder: (folder / "imagesTr/case_001.nii.gz").unlink(), "lacks ./imagesTr/case_001.nii.gz"),
-        (lambda folder: write(folder / "imagesTr/case_000.nii.gz", np.zeros((10, 11, 12)), (1, 1, 2)), "2.0] mm"),
-        (lambda folder: write(folder / "labelsTr/case_000.nii.gz", np.full((10, 11, 12), 7.0)), "other values"),
-        (lambda folder: (folder / "imagesTr/case_000.nii.gz").write_bytes(b"no"), "cannot be read"),
-    ],
-)
-def test_a_faulty_decathlon_folder_is_named(
-    change: Callable[[Path], Any], said: str, home: Path, monkeypatch: pytest.MonkeyPatch
+def changed(path: str, change: Callable[[np.ndarray], Any], shift: float = 0.0) -> Callable[[Path], None]:
+    """``f(folder)`` writes a volume again with other voxels, ``shift`` mm from where it was."""
+
+    def write_again(folder: Path) -> None:
+        image = nibabel.load(folder / path)
+        values, affine = np.asarray(image.dataobj, dtype=np.float32), image.affine.copy()
+        affine[0, 3] += shift
+        nibabel.save(nibabel.Nifti1Image(np.asarray(change(values)), affine), folder / path)
+
+    return write_again
+
+
+def listed(**more: Any) -> Callable[[Path], None]:
+    """``f(folder)`` changes entries of dataset.json."""
+
+    def write_again(folder: Path) -> None:
+        index = folder / "dataset.json"
+        index.write_text(json.dumps({**json.loads(index.read_text()), **more}))
+
+    return write_again
+
+
+def at(place: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def put(values: np.ndarray) -> np.ndarray:
+        values[place] = value
+        return values
+
+    return put
+
+
+def cut(path: str, share: float) -> Callable[[Path], None]:
+    """``f(folder)`` keeps the first part of a file."""
+
+    def truncate(folder: Path) -> None:
+        data = (folder / path).read_bytes()
+        (folder / path).write_bytes(data[: int(share * len(data))])
+
+    return truncate
+
+
+IMAGE, LABEL = "imagesTr/case_001.nii.gz", "labelsTr/case_001.nii.gz"
+PAIRS = [{"image": f"imagesTr/case_00{n}.nii.gz", "label": f"labelsTr/case_00{n}.nii.gz"} for n in (0, 1, 1)]
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a list of other things": (lambda folder: (folder / "dataset.json").write_text("{}"), "does not list pairs"),
+    "a cut list": (cut("dataset.json", 0.5), r"dataset\.json does not list pairs"),
+    "a list of texts": (listed(training=["a", "b"]), "does not list pairs"),
+    "a pair without a label": (listed(training=[{"image": "a"}]), "does not list pairs.*label"),
+    "a pair twice": (listed(training=PAIRS), r"dataset\.json lists case_001\.nii\.gz more than once"),
+    "other classes": (
+        listed(labels={"0": "background", "1": "Liver", "2": "Posterior"}),
+        r"dataset\.json calls the labels .*Liver.*, but the task's classes are .*anterior",
+    ),
+    "classes in another order": (
+        listed(labels={"0": "background", "2": "Anterior", "1": "Posterior"}),
+        "calls the labels",
+    ),
+    "a class too many": (listed(labels={"0": "background", "1": "Anterior", "2": "Posterior", "3": "x"}), "calls"),
+    "a missing image": (lambda folder: (folder / IMAGE).unlink(), f"lacks ./{IMAGE}"),
+    "a missing label": (lambda folder: (folder / LABEL).unlink(), f"lacks ./{LABEL}"),
+    "other voxels": (lambda folder: write(folder / IMAGE, np.ones((10, 11, 12)), (1, 1, 2)), f"{IMAGE}.*2.0] mm"),
+    "no NIfTI": (lambda folder: (folder / IMAGE).write_bytes(b"no"), f"{IMAGE} cannot be read"),
+    "an empty file": (lambda folder: (folder / IMAGE).write_bytes(b""), f"{IMAGE} cannot be read"),
+    "a cut image": (cut(IMAGE, 0.5), f"{IMAGE} cannot be read"),
+    "a cut label": (cut(LABEL, 0.9), f"{LABEL} cannot be read"),
+    "NaN": (changed(IMAGE, at((2, 3, 4), np.nan)), rf"{IMAGE} has 1 voxels.*not finite, the first at \[2, 3, 4\]"),
+    "infinity": (changed(IMAGE, at((0, 0, 0), -np.inf)), f"{IMAGE} has 1 voxels.*not finite"),
+    "a constant image": (changed(IMAGE, np.zeros_like), f"{IMAGE} is 0 everywhere"),
+    "channels": (changed(IMAGE, lambda values: np.stack([values] * 2, axis=-1)), f"{IMAGE} has 2 channels, not 1"),
+    "a plane": (changed(IMAGE, lambda values: values[:, :, 0]), IMAGE),
+    "another shape": (
+        changed(LABEL, lambda values: values[:, :, :9]),
+        rf"{IMAGE} is of shape \[10, 11, 12\], but its label .*{LABEL} of \[10, 11, 9\]",
+    ),
+    "another place": (
+        changed(LABEL, lambda values: values, shift=8),
+        f"{IMAGE} and its label .*{LABEL} lie 8 mm apart",
+    ),
+    "halves": (changed(LABEL, lambda values: values + 0.5), f"{LABEL}: 1320 voxels.*classes 0…2"),
+    "counted from 1": (changed(LABEL, lambda values: values + 1), rf"{LABEL}: .*classes 0…2: 3 at \["),
+    "counted from -1": (changed(LABEL, lambda values: values - 1), rf"{LABEL}: .*classes 0…2: -1 at \["),
+    "a NaN label": (changed(LABEL, at((0, 0, 1), np.nan)), rf"{LABEL}: 1 voxels .*nan at \[0, 0, 1\]"),
+    "background": (changed(LABEL, np.zeros_like), f"{LABEL} is background everywhere"),
+    "a class that a split lacks": (changed(LABEL, lambda values: values.clip(max=1)), r"has a voxel of 'posterior'"),
+    "no background": (changed(LABEL, lambda values: values.clip(min=1)), r"has a voxel of 'background'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_decathlon_folder_is_named_when_it_is_loaded(
+    fault: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decathlon(home / "Task04_Hippocampus", 3)
+    change, said = FAULTS[fault]
     change(home / "Task04_Hippocampus")
     real = data.released_split
     monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 1, 1))
-    with pytest.raises(DataError) as caught:
-        data.load("msd_task04", EVERYTHING).read("case_000.nii.gz")
-    assert said in str(caught.value)
+    with pytest.raises(DataError, match=said):
+        data.load("msd_task04", EVERYTHING)
+
+
+def test_published_spellings_of_the_classes_are_known(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decathlon(home / "Task01_BrainTumour", 3, channels=4)
+    names = ("background", "edema", "non-enhancing tumor", "enhancing tumour")
+    listed(labels={str(number): name for number, name in enumerate(names)})(home / "Task01_BrainTumour")
+    real = data.released_split
+    monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 1, 1))
+    assert data.load("msd_task01", EVERYTHING).channels == 4
 
 
 # hearts
@@ -182,8 +269,8 @@ def test_a_faulty_decathlon_folder_is_named(
 def hearts(folder: Path, count: int = 10) -> None:
     values = np.array([0, 205, 420, 500, 550, 600, 820, 850])
     for number in range(count):
-        label = np.zeros((12, 12, 12))
-        label[2:10, 2:10, 2:10] = values[np.arange(8)][:, None, None]
+        label = np.zeros((24, 12, 12))
+        label[4:20, 2:10, 2:10] = values.repeat(2)[:, None, None]
         image = np.where(label > 0, label / 5, -300).astype(np.float32)
         name = f"ct_train/ct_train_{1001 + number}"
         write(folder / f"{name}_image.nii.gz", image, (0.75, 0.75, 1.0))
@@ -197,7 +284,7 @@ def test_hearts_are_resampled_scaled_and_folded(home: Path) -> None:
     assert [name[-17:-13] for name in volumes.cases["test"]] == ["1003", "1004"], "the second fifth"
     assert [name[-17:-13] for name in volumes.cases["val"]] == ["1005", "1006"]
     image, label = volumes.read(volumes.cases["train"][1])
-    assert image.shape == label.shape and all(abs(size - 6) <= 1 for size in image.shape[1:])
+    assert image.shape == label.shape and all(abs(a - b) <= 1 for a, b in zip(image.shape[1:], (12, 6, 6), strict=True))
     assert set(label.unique().tolist()) <= set(range(8)) and len(label.unique()) > 3
     outside = image[label == 0]
     assert (outside == 0).float().mean() > 0.5, "clipped to −175 and thus 0, which is not standardised"
@@ -211,22 +298,22 @@ def test_voxels_are_turned_to_right_anterior_superior(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     for flip in (False, True):
         write(tmp_path / "image.nii.gz", values, flip=flip)
-        found = data.nifti(tmp_path / "image.nii.gz", (1, 1, 1))
-        np.testing.assert_array_equal(found[0].numpy(), values[::-1] if flip else values)
+        found = nifti.read(tmp_path / "image.nii.gz")
+        np.testing.assert_array_equal(found.values, values[::-1] if flip else values)
 
 
 def test_an_unknown_heart_label_is_named_and_421_is_420(home: Path) -> None:
     hearts(home / "mmwhs", 5)
     path = home / "mmwhs/ct_train/ct_train_1001_label.nii.gz"
-    for value, known in ((421, True), (430, False)):
-        write(path, np.full((12, 12, 12), value, dtype=np.int16), (0.75, 0.75, 1.0))
-        volumes = data.mmwhs(EVERYTHING)
-        name = next(n for names in volumes.cases.values() for n in names if "1001" in n)
+    label = np.asarray(nibabel.load(path).dataobj)
+    wanted = data.mmwhs(EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1]
+    for value, known in ((421, True), (430, False), (np.nan, False)):
+        write(path, np.where(label == 420, value, label).astype(np.float32), (0.75, 0.75, 1.0))
         if known:
-            assert volumes.read(name)[1].unique().tolist() == [2]
+            assert torch.equal(data.mmwhs(EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1], wanted)
         else:
-            with pytest.raises(DataError, match="other values"):
-                volumes.read(name)
+            with pytest.raises(DataError, match=r"ct_train_1001_label\.nii\.gz: .* other values than \[0, 205"):
+                data.mmwhs(EVERYTHING)
 
 
 # normalisation and views

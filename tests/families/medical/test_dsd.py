@@ -139,6 +139,14 @@ def test_every_part_and_the_teachers_entropy_are_logged() -> None:
     )
 
 
+def test_ten_stages_are_in_the_order_of_their_numbers() -> None:
+    stages = {f"{side}{number}": (5, 1) for side in ("enc", "dec") for number in range(1, 11)}
+    example = Example(DSD(Hyperparameters()), stages)
+    pairs = [name for name in example.step.told if " to " in name]
+    assert pairs == [f"dec1 to dec{n}" for n in range(2, 11)] + [f"enc10 to enc{n}" for n in range(9, 0, -1)]
+    assert "entropy of enc10" in example.step.told
+
+
 def test_deep_supervision_is_dsd_without_divergences() -> None:
     stages = {n: s for n, s in STAGES.items() if n.startswith("dec")}
     deep = Example(DeepSupervision(None), stages)

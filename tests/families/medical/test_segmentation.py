@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from kdbench.config import expand
-from kdbench.engine.runner import Outcome, Session
+from kdbench.engine.runner import Outcome, Session, Silent, run
 from kdbench.errors import UsageError
 from kdbench.families.medical import segmentation_3d
 from kdbench.families.medical.segmentation_3d import Segmentation, scores
 from kdbench.families.medical.volumes import Volumes, VolumeSet, padded
+from kdbench.metrics import Undefined
 
 SPACING = (1.5, 1.0, 2.0)
 
@@ -128,8 +130,22 @@ def test_whole_volumes_are_predicted_by_windows_and_padding_is_not_scored(tmp_pa
     found = module.results("val")
     assert found["hd95"] == pytest.approx(np.mean([case["hd95"] for case in wanted]))
     assert found["dice"] == pytest.approx(np.mean([case["dice"] for case in wanted]))
-    with pytest.raises(Exception, match="requires at least one"):
-        module.results("val")
+    assert set(module.results("val").values()) == {Undefined("it has no volumes")}
+
+
+def test_a_metric_whose_smallest_value_is_best_selects_teacher_and_student_so(tmp_path: Path) -> None:
+    words = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "trainer.accelerator=cpu", "teacher.epochs=2"]
+    (config,) = expand(["task=hippocampus", "scale=tiny", "method=kd", *words])
+    outcome = run(replace(config, metric="hd95"), tmp_path, Silent())
+    assert outcome and outcome.record.selection and outcome.record.metrics
+    chosen, curves = outcome.record.selection, outcome.record.curves
+    assert (chosen.metric, chosen.mode) == ("hd95", "min")
+    best = min(curves["val/hd95"])
+    assert chosen.value == pytest.approx(best) and best < max(curves["val/hd95"])
+    assert curves["epoch"][curves["val/hd95"].index(best)] == chosen.epoch
+    task = Session(replace(config, metric="hd95"), tmp_path, tmp_path, Silent()).task
+    assert task.selection().mode == "min" and task.stages()[0].inputs["mode"] == "min"
+    assert "mode" not in session(tmp_path, "method=kd").task.stages()[0].inputs
 
 
 def test_training_sees_patches_and_evaluation_the_released_windows(
@@ -176,6 +192,17 @@ def test_the_cache_of_fixed_views_is_their_live_teacher(do: Callable[..., Outcom
     live, cached = (do(*words, *quick, f"teacher.cache={cache}").record for cache in ("false", "true"))
     assert live.curves == cached.curves and live.metrics == cached.metrics
     assert do(*words, *quick, "control=shuffled_teacher").record.curves["train/kd"] != live.curves["train/kd"]
+
+
+@pytest.mark.parametrize("views", ["centre", "random"])
+def test_one_teachers_key_is_one_teacher_whichever_run_trains_it(views: str, tmp_path: Path) -> None:
+    made = []
+    for seed in (0, 1):
+        words = ("method=kd", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1", f"data.views={views}")
+        task = session(tmp_path / str(seed), *words, "teacher.cache=false", f"seed={seed}").task
+        result = task.store.ensure(task.stages()[0])
+        made.append((result.key, (result.folder / "weights.safetensors").read_bytes()))
+    assert made[0] == made[1]
 
 
 def test_a_teachers_outputs_do_not_depend_on_the_rest_of_the_batch(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdbench import datasets, present
+from kdbench.engine import inputs
 from kdbench.errors import DataError, UsageError
 from kdbench.families.vision_language import avdigits, pairs
 from kdbench.families.vision_language.avdigits import Sources
@@ -215,15 +216,30 @@ FULL = PairData(pairs=None, validation_pairs=None, batch_size=4)
 RNG = np.random.default_rng(0)
 
 
+def labelled(count: int, classes: int, seed: int = 0) -> np.ndarray:
+    """Classes of which every one is among the training rows of that seed's split."""
+    labels = np.arange(count) % classes
+    train = pairs.pooled_split(count, seed, FULL) == pairs.TRAIN
+    labels[train] = np.arange(int(train.sum())) % classes
+    return labels
+
+
+def crisis(**files: np.ndarray) -> dict[str, Callable[[Path], None]]:
+    """CrisisMMD's files with 40 random rows, but for those given."""
+    image, text = RNG.normal(size=(40, 2048)).astype("f4"), RNG.normal(size=(40, 768)).astype("f4")
+    made = {"image": image, "text": text, "labels": labelled(40, 8), **files}
+    return {f"{name}.npy": save(values) for name, values in made.items()}
+
+
 def test_crisismmd(publish: Callable[..., Path], do: Callable[..., Any]) -> None:
     image, text = RNG.normal(size=(40, 2048)).astype("f4"), RNG.normal(size=(40, 768)).astype("f4")
-    labels = np.arange(40) % 8
-    publish("crisismmd", {"image.npy": save(image), "text.npy": save(text), "labels.npy": save(labels)})
+    labels = labelled(40, 8)
+    publish("crisismmd", crisis(image=image, text=text, labels=labels))
     loaded = pairs.load("crisismmd", FULL, 0)
     assert [len(loaded.ids(split)) for split in pairs.SPLITS] == [24, 8, 8] and loaded.classes == 8
     rows = torch.tensor([3, 30, 3])
     assert torch.equal(loaded.views["text"].rows(rows), torch.from_numpy(text[rows]))  # unscaled
-    assert torch.equal(loaded.labels(rows), rows % 8)
+    assert loaded.labels(rows).tolist() == labels[rows.numpy()].tolist()
     words = ["data.batch_size=8", "trainer.max_epochs=1", "student.modality=text"]
     record = do("task=crisismmd", "method=kd", *words).record
     assert record.data.sizes.train == 24 and record.costs.parameters == 1_316_360
@@ -231,16 +247,15 @@ def test_crisismmd(publish: Callable[..., Path], do: Callable[..., Any]) -> None
 
 
 def test_a_change_of_the_arrays_changes_the_fingerprint(publish: Callable[..., Path]) -> None:
-    arrays = {name: save(np.zeros((10, 2))) for name in ("image.npy", "text.npy", "labels.npy")}
-    folder = publish("crisismmd", arrays)
+    folder = publish("crisismmd", crisis())
     before = pairs.crisismmd(FULL, 0).sha256
-    np.save(folder / "text.npy", np.ones((10, 2)))
+    np.save(folder / "text.npy", np.ones((40, 768)))
     assert pairs.crisismmd(FULL, 0).sha256 != before
 
 
 def test_arrays_of_different_length_are_refused(publish: Callable[..., Path]) -> None:
-    publish("crisismmd", {f"{n}.npy": save(np.zeros((k, 2))) for n, k in (("image", 5), ("text", 5), ("labels", 4))})
-    with pytest.raises(DataError, match="5, 5, 4 rows"):
+    publish("crisismmd", crisis(labels=np.arange(39)))
+    with pytest.raises(DataError, match=r"text\.npy has 40 rows, .*labels\.npy has 39 rows"):
         pairs.crisismmd(FULL, 0)
 
 
@@ -257,50 +272,60 @@ def test_missing_arrays_say_what_to_make(publish: Callable[..., Path]) -> None:
         pairs.crisismmd(FULL, 0)
 
 
-def test_ravdess_is_scaled_by_channel_with_the_training_clips(publish: Callable[..., Path]) -> None:
-    video, audio = RNG.normal(size=(20, 2, 3, 4, 5)), RNG.normal(size=(20, 15, 6))
-    labels = np.arange(20) % 8
-    publish("ravdess", {"video_data.npy": save(video), "audio_data.npy": save(audio), "label_data.npy": save(labels)})
-    loaded = pairs.load("ravdess", FULL, 3)
-    train = loaded.ids("train")
-    seen = loaded.views["video"].rows(train)
-    assert seen.shape == (12, 3, 2, 4, 5)  # channels before frames
-    low, high = (getattr(video[train.numpy()], kind)(axis=(0, 1, 3, 4)) for kind in ("min", "max"))
+def test_clips_are_scaled_by_channel_with_the_training_clips() -> None:
+    video, train = RNG.normal(size=(20, 2, 3, 4, 5)), np.arange(0, 20, 2)
+    scale = pairs._scaling(video, Path("video_data.npy"), (2, 3, 4, 5), train)
+    seen = scale(torch.from_numpy(video).float())
+    assert seen.shape == (20, 3, 2, 4, 5)  # channels before frames
+    low, high = (getattr(video[train], kind)(axis=(0, 1, 3, 4)) for kind in ("min", "max"))
     wanted = (video - low[:, None, None]) / (high - low)[:, None, None]
-    everyone = loaded.views["video"].rows(torch.arange(20)).transpose(1, 2)
-    np.testing.assert_allclose(everyone.numpy(), wanted, atol=1e-6)
-    heard = loaded.views["audio"].rows(torch.arange(20))
-    assert torch.equal(heard.flatten(1).amin(dim=1), torch.zeros(20))
-    assert torch.equal(heard.flatten(1).amax(dim=1), torch.ones(20))
+    np.testing.assert_allclose(seen.transpose(1, 2).numpy(), wanted, atol=1e-6)
 
 
-def vggsound_files(count: int, width: int = 3) -> dict[str, Callable[[Path], object]]:
-    names = [f"clip{row}" for row in range(count)]
-    lines = "".join(f"{name}&{row % 141}\n" for row, name in enumerate(names))
+def test_coefficients_are_scaled_one_by_one() -> None:
+    audio = RNG.normal(size=(20, 15, 6))
+    heard = pairs._scaling(audio, Path("audio_data.npy"), (15, 6), np.arange(2))(torch.from_numpy(audio))
+    assert heard.flatten(1).amin(dim=1).tolist() == [0] * 20 and heard.flatten(1).amax(dim=1).tolist() == [1] * 20
+
+
+VGGSOUND = {"visual_features/clip{}_vFeature.npy": (10, 7, 7, 512), "audio_features/clip{}_aFeature.npy": (10, 128)}
+
+
+def vggsound_files(count: int, own: int = 10) -> dict[str, Callable[[Path], object]]:
+    """``count`` clips, the features of the first ``own`` full of their number and those of the others clip 0's."""
+    lines = "".join(f"clip{row}&{label}\n" for row, label in enumerate(labelled(count, 141)))
     files: dict[str, Callable[[Path], object]] = {"VGGS50k_metadata.txt": lambda path: path.write_text(lines)}
-    for row, name in enumerate(names):
-        files[f"visual_features/{name}_vFeature.npy"] = save(np.full((10, 7, 7, width), row, dtype="f4"))
-        files[f"audio_features/{name}_aFeature.npy"] = save(np.full((10, 128), row, dtype="f4"))
+    for row in range(count):
+        for name, shape in (
+            ("visual_features/clip{}_vFeature", (10, 7, 7, 512)),
+            ("audio_features/clip{}_aFeature", (10, 128)),
+        ):
+            first = Path(name.format(0) + ".npy").name
+            files[f"{name.format(row)}.npy"] = (
+                save(np.full(shape, row, dtype="f4")) if row < own else lambda path, to=first: path.symlink_to(to)
+            )
     return files
 
 
 def test_vggsound_is_read_file_by_file(publish: Callable[..., Path]) -> None:
-    folder = publish("vggsound", vggsound_files(10))
+    folder = publish("vggsound", vggsound_files(240))
     loaded = pairs.load("vggsound", FULL, 0)
     assert isinstance(loaded.views["video"].values, FeatureFolder) and loaded.classes == 141
     seen = loaded.views["video"].rows(torch.tensor([7, 2]))
-    assert seen.shape == (2, 3, 10, 7, 7) and seen[:, 0, 0, 0, 0].tolist() == [7, 2]
+    assert seen.shape == (2, 512, 10, 7, 7) and seen[:, 0, 0, 0, 0].tolist() == [7, 2]
     assert loaded.views["audio"].rows(torch.tensor([4])).shape == (1, 10, 128)
-    assert loaded.y.tolist() == list(range(10))
-    (folder / "audio_features" / "clip5_aFeature.npy").unlink()
-    with pytest.raises(DataError, match=r"clip5_aFeature\.npy is missing\. Put VGGS50k"):
+    assert loaded.y.tolist() == labelled(240, 141).tolist()
+    values = np.zeros((10, 128), dtype="f4")
+    values[3, 5] = np.nan
+    np.save(folder / "audio_features/clip5_aFeature.npy", values)
+    with pytest.raises(DataError, match=r"clip5_aFeature\.npy, row 3: nan is not a finite number"):
         loaded.views["audio"].rows(torch.tensor([5]))
 
 
 @pytest.mark.parametrize(
     ("name", "files", "modality"),
     [
-        ("vggsound", vggsound_files(10, 512), "audio"),
+        ("vggsound", vggsound_files(10), "audio"),
         pytest.param(
             "ravdess",
             {
@@ -314,8 +339,14 @@ def test_vggsound_is_read_file_by_file(publish: Callable[..., Path]) -> None:
     ],
 )
 def test_mst_distill_builds_its_networks_at_full_scale(
-    publish: Callable[..., Path], do: Callable[..., Any], name: str, files: Any, modality: str
+    publish: Callable[..., Path],
+    do: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    files: Any,
+    modality: str,
 ) -> None:
+    monkeypatch.setattr(inputs, "covered", lambda *told, **more: None)  # ten rows are enough to build networks for
     publish(name, files)
     words = ["data.batch_size=6", "trainer.max_epochs=1", f"student.modality={modality}", "method.mask_width=3"]
     record = do(f"task={name}", "method=mst_distill", "method.mask_layers=1", *words).record

@@ -1,0 +1,61 @@
+"""By which metric the runs of one group are compared, and in which direction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdbench import metrics
+from kdbench.cards import read_card, task_paths
+from kdbench.errors import KdbenchError
+from kdbench.metrics import Mode
+from kdbench.results.record import Record
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric's name, direction and unit; None or empty where they are not known."""
+
+    metric: str | None
+    mode: Mode | None
+    unit: str
+
+
+def headline(group: Sequence[Record], named: str | None = None) -> Headline:
+    """The metric of the task's card unless one is ``named``, as its family declares it.
+
+    Only of what is not installed here the runs tell metric and direction themselves. Raises :class:`KdbenchError` where
+    they were selected by different metrics, or in different directions.
+    """
+    own, mode = _selected_by(group) or (None, None)
+    family = group[0].family
+    metric = named or _card_metric(group[0].task, family) or own
+    declared = metrics.lookup(family, metric) if metric else None
+    if declared:
+        return Headline(metric, declared.mode, declared.unit)
+    return Headline(metric, mode if metric == own else None, "")
+
+
+def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
+    """What all runs of a group were selected by; None where none was."""
+    found: dict[tuple[str, Mode], Record] = {}
+    for run in group:
+        if run.selection:
+            found.setdefault((run.selection.metric, run.selection.mode), run)
+    if len(found) > 1:
+        told = "; ".join(
+            f"{metric} ({mode}) by {run.method}, seed {run.seed}, {run.config_hash[:16]}"
+            for (metric, mode), run in found.items()
+        )
+        place = f"{group[0].task}, {group[0].scale}"
+        raise KdbenchError(f"{place}: these runs are not comparable, for they were selected by {told}.")
+    return next(iter(found), None)
+
+
+@functools.cache
+def _card_metric(task: str, family: str) -> str | None:
+    """The metric of the task's card, where it is installed here."""
+    path = task_paths().get(task)
+    card = read_card(path, task, options=False) if path else None
+    return card.metric if card and card.family == family else None

@@ -1,0 +1,155 @@
+"""A checkpoint is used if it is what was written; anything else is named, set aside, and the training starts over."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdbench.engine.callbacks import CheckedCheckpoints, Curves, Selection
+from kdbench.engine.fitting import fit
+from kdbench.engine.teachers import EMATeacher
+from kdbench.options import Trainer
+
+EPOCHS = 4
+OPTIONS = Trainer(max_epochs=EPOCHS, accelerator="cpu", checkpoint_every_n_epochs=1)
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(torch.arange(24.0).reshape(6, 4).cos()), batch_size=2)
+
+    val_dataloader = train_dataloader
+
+
+class Learner(pl.LightningModule):
+    """Counts the epochs that it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        self.epochs: list[int] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.append(self.current_epoch)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return (self.student(batch[0]) - 1).square().mean()
+
+    def validation_step(self, batch: list[Tensor], index: int) -> None:
+        self.log("val/score", self.student(batch[0]).mean())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)]
+
+
+class Dies(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise InterruptedError
+
+
+def learnt(folder: Path, *more: pl.Callback) -> tuple[Learner, Selection]:
+    module, selection = Learner(), Selection("score")
+    average = EMATeacher(0.5, lambda network, batch: {"z": network(batch)})
+    fit(module, Data(), OPTIONS, EPOCHS, 3, folder, [selection, Curves(), average, *more])
+    return module, selection
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return learnt(tmp_path_factory.mktemp("whole"))[0].student.state_dict()
+
+
+@pytest.fixture
+def last(tmp_path: Path) -> Path:
+    """The checkpoint after two epochs."""
+    with pytest.raises(InterruptedError):
+        learnt(tmp_path, Dies())
+    return tmp_path / "last.ckpt"
+
+
+class Runs:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[:-50],
+    "truncated to its digest": lambda content: content[-32:],
+    "empty": lambda content: b"",
+    "garbage": lambda content: b"garbage" * 100,
+    "zeroed": lambda content: bytes(len(content)),
+    "flipped": flipped,
+    "without digest": lambda content: content[:-32],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_training_starts_over(
+    last: Path, caplog: pytest.LogCaptureFixture, damage: str, whole: dict[str, Tensor]
+) -> None:
+    content = DAMAGES[damage](last.read_bytes())
+    last.write_bytes(content)
+    module, _ = learnt(last.parent)
+    assert module.epochs == [0, 1, 2, 3]
+    assert all(torch.equal(value, whole[name]) for name, value in module.student.state_dict().items())
+    (message,) = caplog.messages
+    assert message.startswith(f"{last}: the checkpoint is damaged") and "set aside as last.ckpt.damaged" in message
+    assert (last.parent / "last.ckpt.damaged").read_bytes() == content
+
+
+def test_a_genuine_one_is_gone_on_with_and_holds_nothing_but_plain_values(
+    last: Path, caplog: pytest.LogCaptureFixture, whole: dict[str, Tensor]
+) -> None:
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    module, selection = learnt(last.parent)
+    assert module.epochs == [2, 3] and selection.epoch >= 0 and not caplog.messages
+    assert all(torch.equal(value, whole[name]) for name, value in module.student.state_dict().items())
+
+
+def test_every_flipped_bit_is_noticed(last: Path) -> None:
+    content = last.read_bytes()
+    for place in range(0, len(content), len(content) // 60):
+        last.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert CheckedCheckpoints().start(last, set_aside=False) is None and last.exists()
+    last.write_bytes(content)
+    assert CheckedCheckpoints().start(last, set_aside=False) == str(last)
+
+
+def test_nothing_that_a_checkpoint_holds_is_run(last: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither what was written in its place, nor what a callback of the run itself put into it."""
+    sign = last.parent / "sign"
+    last.write_bytes(pickle.dumps(Runs(sign)))
+    learnt(last.parent)
+    checkpoint = torch.load(last, weights_only=True)
+    CheckedCheckpoints().save_checkpoint(checkpoint | {"more": Runs(sign)}, last)
+    assert learnt(last.parent)[0].epochs == [0, 1, 2, 3] and not sign.exists()
+    assert "holds other than tensors, numbers, texts, lists and mappings" in caplog.messages[-1]
+
+
+def test_what_killed_writers_left_is_removed_when_the_training_goes_on(last: Path) -> None:
+    left = [last.parent / f".{name}.abcd1234.unfinished" for name in ("last.ckpt", "record.json")]
+    for path in left:
+        path.write_bytes(b"half")
+    learnt(last.parent)
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]

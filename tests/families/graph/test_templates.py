@@ -1,0 +1,42 @@
+"""PyTorch Geometric's layers leave no file behind, and compute what they compute without our part in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAYERS = """
+import torch
+from kdbench.families.graph.models import GNN
+from kdbench.families.graph.options import NodeStudent
+for name in ("gcn", "gat", "sage", "gin"):
+    torch.manual_seed(0)
+    network = GNN(3, 2, NodeStudent(name=name, width=8)).eval()
+    print(network(torch.ones(4, 3).tril(), torch.tensor([[0, 1, 2], [1, 2, 3]])).double().sum().item())
+"""
+OWN = "import torch_geometric.nn.conv.message_passing as m; keep = m.module_from_template\n"
+BACK = "import kdbench.families.graph.templates; m.module_from_template = keep\n"
+
+
+@pytest.fixture
+def printed(tmp_path: Path) -> object:
+    def run(script: str) -> str:
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True).stdout
+
+    return run
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+def test_layers_leave_no_file_in_the_temporary_folder(printed, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ours = printed(LAYERS)
+    assert left(tmp_path) == []
+    assert ours == printed(OWN + BACK + LAYERS)
+    assert left(tmp_path), "PyTorch Geometric leaves none itself: templates.py can go"
