@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -54,7 +56,12 @@ def main(debug: bool) -> None:
 @click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
 @stale_option
-@click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; as many as processor cores by default.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    envvar="KDBENCH_WORKERS",
+    help="Runs at a time; as many as processor cores by default ($KDBENCH_WORKERS).",
+)
 def run(
     overrides: tuple[str, ...],
     runs: Path,
@@ -315,6 +322,24 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
     click.echo(f"Error: {kind.__name__}: {told}\nNobody foresaw this one: 'kdbench --debug …' shows where.", err=True)
 
 
+_STAND_INS = {"Δ": "D", "−": "-", "–": "-", "±": "+-", "×": "x", "·": "*", "²": "2", "…": "...", "→": "->", "≤": "<="}
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(c) or ascii(c)[1:-1] for c in text), error.end
+
+
+def _write_anywhere() -> None:
+    """What the terminal's encoding lacks is written otherwise: no table is lost for a Δ after its training."""
+    codecs.register_error("kdbench", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kdbench")
+
+
 def console() -> None:
     """Entry point of the ``kdbench`` command.
 
@@ -322,6 +347,7 @@ def console() -> None:
     networks a hundred times slower. It changes no number.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _write_anywhere()
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
     sys.exit(entry())

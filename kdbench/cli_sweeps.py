@@ -78,7 +78,7 @@ def _part(runs: list[Run], part: str | None) -> list[Run]:
 def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_stale: bool) -> None:
     """Start what is neither done nor at work, and end with the tables unless the cluster goes on by itself."""
     from kdbench.config import run_folder
-    from kdbench.launch import slurm
+    from kdbench.launch import pool, slurm
     from kdbench.launch.local import ready
     from kdbench.launch.status import outdated, statuses
 
@@ -86,6 +86,8 @@ def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_
     if on_cluster:
         slurm.require()
         slurm.check(asked.slurm, chosen)
+    else:
+        pool.check(chosen)
     ready(asked.root)
     asked.save()
     known = {told.hash: told for told in statuses(asked)}

@@ -131,7 +131,7 @@ def build(options: type, values: Mapping[str, Any], section: str) -> Any:
 
     def fault(place: Iterable[str | int], given: Any, said: str) -> OptionError:
         where = ".".join([section, *map(str, place)]).strip(".")
-        return OptionError(where, f"{where}={shown(word(given))}: {said}.")
+        return OptionError(where, f"{shown(where)}={shown(word(given))}: {said}.")
 
     built = _validated(options, values, section, fault)
     for name, given in values.items():

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("KDBENCH_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["KDBENCH_WORKERS"] = "1"  # in the test's own process, which has imported torch already
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -68,12 +68,13 @@ def prepare(runs: list[Run], root: Path) -> None:
             print(f"{run.command}: {told(error)}", file=sys.stderr)
 
 
-def on_signal(number: signal.Signals, then: Callable[[], Any] | None = None) -> None:
+def on_signal(number: signal.Signals, then: Callable[[], Any] | None = None, quiet: bool = False) -> None:
     """Let a signal end what is trained after its epoch, with a checkpoint."""
     from kdbench.engine import runner
 
     def handler(signum: int, frame: object) -> None:
-        print(f"{signal.Signals(signum).name}: stopping after this epoch", flush=True)
+        if not quiet:
+            print(f"{signal.Signals(signum).name}: stopping after this epoch", flush=True)
         runner.stop()
         if then:
             then()
@@ -128,7 +129,7 @@ def serve(root: Path, folder: Path | None) -> None:
     """
     teller = Teller(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)
-    on_signal(signal.SIGTERM)
+    on_signal(signal.SIGTERM, quiet=folder is None)
     for line in iter(_lines().get, None):
         run = Run(**json.loads(line))
         try:

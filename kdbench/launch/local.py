@@ -73,7 +73,8 @@ def _workers(configs: Sequence[RunConfig], asked: int | None) -> int:
     """Workers for these runs: 1, which is this process, where each is several processes or takes the GPU."""
     several = any(config.trainer.processes > 1 for config in configs) or _launched()
     if several and (asked or 1) > 1:
-        raise UsageError(f"--workers {asked}: runs of several processes are done one after another.")
+        told = "runs of several processes, and those that srun or torchrun starts, are done one after another"
+        raise UsageError(f"--workers {asked}: {told}.")
     if several or len(configs) < 2:
         return 1
     return asked or (1 if _gpu(configs) else cores())

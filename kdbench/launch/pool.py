@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdbench.errors import UsageError
 from kdbench.launch.display import Bars
 from kdbench.launch.endings import Ending
 from kdbench.launch.states import busy
@@ -147,6 +148,15 @@ class _Queue:
         """Give out no more runs."""
         with self._lock:
             self._stopped = True
+
+
+def check(runs: Iterable[Run]) -> None:
+    """Raise :class:`UsageError` for runs of several processes: those start each other by the command line of a run."""
+    if found := next((run for run in runs if run.nodes * run.processes > 1), None):
+        told = found.command.removeprefix("kdbench run ")
+        raise UsageError(
+            f"launcher=local does runs of one process, not '{told}'. 'kdbench run' does it, or launcher=slurm."
+        )
 
 
 def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: Ended, folder: Path | None = None) -> None:

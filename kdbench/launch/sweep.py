@@ -7,6 +7,7 @@ each run, and logs. Results are in the run folders, where every other command fi
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def from_words(words: Sequence[str], root: Path) -> Sweep:
     mine, grid = _split([word for word in words if word is not file])
     if grid:
         valid = ", ".join([*KEYS, "local.OPTION", "slurm.OPTION"])
-        raise UsageError(f"Runs are named in {file}; on the command line beside it go {valid} alone.")
+        raise UsageError(f"Runs are named in {shown(file)}; on the command line beside it go {valid} alone.")
     return _read(Path(file), mine, root)
 
 
@@ -211,8 +212,8 @@ def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
 
     ``mine``, from the command line, goes before what the file says of launching.
     """
-    if not path.is_file():
-        raise UsageError(f"There is no sweep file '{path}'; runs are asked for as key=value.")
+    if not os.path.isfile(path):
+        raise UsageError(f"There is no sweep file '{shown(str(path))}'; runs are asked for as key=value.")
     content, lines = _mapping(path)
     valid = ["runs", *KEYS, *LAUNCHERS]
     for key in content:
@@ -230,7 +231,7 @@ def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
         if not isinstance(options, dict):
             raise CardError(f"{path}:{lines[launcher]}: '{launcher}' should be a mapping of options to values.")
         with _named(path, lines):
-            build(OPTIONS[launcher], options, launcher)
+            _built(launcher, options)
         told |= {f"{launcher}.{key}": value for key, value in options.items()}
     configs: list[RunConfig] = []
     for place, line in enumerate(asked):
@@ -264,8 +265,6 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
     name = str(told.get("name", digest(sorted(runs))[:12]))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"name={shown(name)}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
-    if "local.threads" in told:
-        raise UsageError("local.threads is no option: a run computes with trainer.threads threads, 1 by default.")
     profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
     own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
     slurm: Slurm = build(Slurm, {**profile, **own["slurm"]}, "slurm")
@@ -274,12 +273,20 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
             f"slurm.time={slurm.time} (minutes) is not above slurm.signal={slurm.signal} (seconds): a run would be "
             "told to stop as it begins."
         )
-    return Sweep(name, root, runs, launcher, build(Local, own["local"], "local"), slurm)
+    return Sweep(name, root, runs, launcher, _built("local", own["local"]), slurm)
+
+
+def _built(launcher: str, options: Mapping[str, Any]) -> Any:
+    """The options of a launcher, checked."""
+    if launcher == "local" and "threads" in options:
+        told = "local.threads is no option: a run computes with trainer.threads threads, 1 by default."
+        raise OptionError("local.threads", told)
+    return build(OPTIONS[launcher], options, launcher)
 
 
 def _profile(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"There is no profile '{path}'.")
+    if not os.path.isfile(path):
+        raise UsageError(f"There is no profile '{shown(str(path))}'.")
     content, lines = _mapping(path)
     with _named(path, {f"slurm.{field}": line for field, line in lines.items()}):
         build(Slurm, content, "slurm")
@@ -299,7 +306,7 @@ def load(name: str, root: Path) -> Sweep:
     if not path.is_file():
         raise unknown(f"sweep under {root}", name, names(root))
     try:
-        asked = json.loads(path.read_text())
+        asked = json.loads(path.read_text(encoding="utf-8"))
         runs = [Run(**run) for run in asked["runs"]]
         local = {key: value for key, value in asked["local"].items() if key != "threads"}  # of an earlier version
         options = build(Local, local, "local"), build(Slurm, asked["slurm"], "slurm")

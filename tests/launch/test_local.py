@@ -44,6 +44,7 @@ def test_a_grid_has_the_same_numbers_in_workers_in_one_process_and_in_a_sweep(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("KDBENCH_WORKERS")
     monkeypatch.setattr(local, "cores", lambda: 2)
     configs = local.with_baselines(expand(GRID))
     assert cli.entry(["run", *GRID, "--json", "--runs", str(tmp_path / "workers")]) == 0

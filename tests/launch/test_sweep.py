@@ -123,6 +123,9 @@ def test_a_text_for_sbatch_is_one_line(sbatch: str, tmp_path: Path) -> None:
         (["task=gnn", "method=alone", "name=../up"], "name=../up"),
         (["task=gnn", "method=alone", "profile=none.yaml"], "no profile"),
         (["nothing.yaml"], "no sweep file 'nothing.yaml'"),
+        (["a" * 5000], "no sweep file 'aaa"),
+        (["a\n\x1b[31m"], "no sweep file 'a.n.x1b.31m'"),
+        (["task=gnn", "method=alone", "profile=" + "a" * 5000], "no profile 'aaa"),
         (["method=alone"], "'task=…' is missing"),
     ],
 )
@@ -139,6 +142,7 @@ def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: st
         ("# a\nruns: {}", "2: 'runs' is a list of lines"),
         ("runs: [1]", "1: 'runs' is a list of lines"),
         ("runs: ['task=gnn method=alone']\nslurm: {tme: 3}", "2: Unknown option 'tme'. Did you mean 'time'"),
+        ("runs: ['task=gnn method=alone']\nlocal: {threads: 3}", "2: local.threads is no option"),
         ("runs: ['task=gnn method=alone']\nslurm:\n  gpus: 1\n  time: x", "4: slurm.time=x: should be a time"),
         ("runs: ['task=gnn method=alone']\nslurm: 3", "2: 'slurm' should be a mapping"),
         ("runs:\n- task=gnn method=alone\n- task=gnn method='alone", "3: Cannot read the line"),
@@ -150,7 +154,7 @@ def test_what_cannot_be_is_told_with_the_nearest_name(words: list[str], said: st
         ("[1]", "1: this should be a mapping"),
         ("", "1: this should be a mapping"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_faulty_file_is_named_with_its_line(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "faulty.yaml"
@@ -193,6 +197,16 @@ def test_a_sweep_s_list_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert list(sweeps.extended(asked, True).runs) == [*first.runs, *asked.runs]
     grown = from_words(["task=gnn", "method=alone", "seed=0..5", "name=first"], tmp_path)
     assert sweeps.extended(grown, False) == grown, "more of the same drops nothing"
+
+
+def test_runs_of_several_processes_are_refused_on_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "task=gnn", "method=alone", "trainer.devices=1,2", "trainer.strategy=ddp"]
+    assert cli.entry([*words, "--runs", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr().err
+    assert "trainer.devices=2" in said and "launcher=slurm" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_sweep_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
