@@ -15,8 +15,8 @@ from kdbench.results import agree, origin
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Problem, Record, dumps, loads
 
-BOOKKEEPING = ("sweep.json", "jobs.json", "stage.json", "cache.json")
-"""What sweeps, stages and caches leave beside runs; states lie in a folder of that name beside ``sweep.json``."""
+BOOKKEEPING = ("made.json", "sweep.json", "jobs.json", "stage.json", "cache.json")
+"""What runs, sweeps, stages and caches leave beside records; states lie in a folder of their own by ``sweep.json``."""
 LARGEST = 100_000_000
 """Bytes that a record may have."""
 
