@@ -205,6 +205,12 @@ def method(name: str, family: str, kind: str) -> MethodInfo:
     return offered[name]
 
 
+def installed_method(family: str, name: str) -> MethodInfo | None:
+    """The family's method of that name, or the one of every family; None where neither is installed here."""
+    found = {info.family: info for info in methods() if info.name == name and info.family in (None, family)}
+    return found.get(family, found.get(None))
+
+
 def _method_sources() -> Iterator[tuple[str | None, str, Callable[[], MethodInfo | None]]]:
     """Family, name and reader of every method there may be."""
     for path in sorted((PACKAGE / "families").glob("*.py")):

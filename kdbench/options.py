@@ -43,11 +43,11 @@ class Trainer:
     """Epochs of the student's training."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
-    devices: Annotated[int, Gt(0)] = 1
+    devices: Annotated[int, Gt(0), Le(256)] = 1
     """Processes (and GPUs) per node."""
     threads: Annotated[int, Ge(1), Le(1024)] = 1
     """Processor threads of each process: sums are rounded in another order by another number of them."""
-    num_nodes: Annotated[int, Gt(0)] = 1
+    num_nodes: Annotated[int, Gt(0), Le(1000)] = 1
     """Nodes."""
     strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
     """Lightning strategy."""

@@ -200,7 +200,8 @@ def test_table_fits_120_columns_and_loses_nothing(records: list[Record], arms: A
         **{"flops": 123_456_000_000, "latency_ms": 1234.5, "peak_memory_bytes": 80_000_000_000},
         **{"train_seconds": 86400.0, "stage_seconds": 86400.0},
     }
-    text = shown(one([*records, *arms("lingugkd", KD, hyper=long, costs=costs)]))
+    stages = [{"name": "teacher", "key": "b" * 64, "seconds": 86400.0, "reused": False}]
+    text = shown(one([*records, *arms("lingugkd", KD, hyper=long, costs=costs, stages=stages)]))
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
     for cell in ("61.67 ± 3.27", "303M", "123456", "1234.50", "86400.0+86400.0", "80000", "<0.001", "lingugkd"):
