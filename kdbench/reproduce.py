@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -14,6 +14,7 @@ from kdbench.config import SECTIONS, RunConfig, from_json, resolve
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch.display import Bars, names_of
 from kdbench.overrides import word
+from kdbench.provenance import changes
 from kdbench.results import record as records
 
 FLOAT32 = 2.0**-23
@@ -48,13 +49,14 @@ def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict
         )
     require_extra(config.family)
     consent(brought(old, config))
+    as_then = replace(config, trainer=replace(config.trainer, threads=old.hardware.threads))
     place = runs if runs.is_dir() else None
     folder = tempfile.TemporaryDirectory(prefix="reproduce-", dir=place)
-    with folder, _threads(old.hardware.threads), Bars(names_of([config])) as bars:
+    with folder, Bars(names_of([as_then])) as bars:
         from kdbench.engine.runner import run
 
-        bars.begin(config)
-        outcome = run(config, Path(folder.name), bars)
+        bars.begin(as_then)
+        outcome = run(as_then, Path(folder.name), bars)
     if outcome is None:
         raise KdbenchError("Only the first process of a distributed run compares.")
     new = outcome.record
@@ -89,21 +91,6 @@ def _free(kind: Any) -> bool:
     return kind in (str, Any) or any(map(_free, get_args(kind)))
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with ``count`` threads: sums are rounded in another order by another number of them."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(count)  # read by libraries that are not loaded yet
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _same(before: float, after: float | None, version: int) -> bool:
     """Whether two scores are equal, to two steps of float32 where those were its sums and quotients."""
     if version > 1 or after is None:
@@ -134,4 +121,4 @@ def _environment(old: records.Record, new: records.Record) -> list[str]:
     for name in ("cpu", "threads", "accelerator"):
         before, after = getattr(old.hardware, name), getattr(new.hardware, name)
         told += [f"{name}: {before} -> {after}"] if before != after else []
-    return told
+    return told + (changes(old.code.files, new.code.files) if old.code and new.code else [])
