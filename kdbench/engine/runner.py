@@ -20,7 +20,7 @@ from kdbench.catalog import family_module, imported, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_place, processor_threads, rank
+from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -95,6 +95,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
+    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
