@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdbench import hashing, metrics
+from kdbench.axes import axis
 from kdbench.board.workers import processors, spread
 from kdbench.results import record
 
@@ -125,7 +126,7 @@ def fields(cell: Cell) -> dict[str, Any]:
             "predictions": taught,
         },
         "stages": [{"name": "teacher", "key": "b" * 64, "seconds": 1.5, "reused": True}] if teacher else [],
-        "seeds": {axis: 10 * cell.seed + place for place, axis in enumerate(("split", "student", "data_order"))},
+        "seeds": {name: axis(cell.seed, name) for name in ("split", "student", "data_order")},
         "selection": {"metric": "accuracy", "mode": "max", "epoch": EPOCHS, "value": val},
         "metrics": {"val": {"accuracy": val}, "test": scores},
         "confusion": confusion(truth, predicted),
@@ -136,7 +137,7 @@ def fields(cell: Cell) -> dict[str, Any]:
             "flops": 10_000_000,
             "latency_ms": round(1 + 0.1 * cell.student + 0.05 * draw.random(), 4),
             "train_seconds": round(10 + cell.arm + draw.random(), 4),
-            "stage_seconds": 0.5 if teacher else 0.0,
+            "stage_seconds": 1.5 if teacher else 0.0,
             "peak_memory_bytes": 250_000_000,
         },
         "curves": {

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbench.catalog import PACKAGE, families, family_module, folder_of, points, told
 from kdbench.datasets import datasets
-from kdbench.errors import CardError, UsageError, unknown
+from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.found import Found
 from kdbench.marked_yaml import line_of, read_yaml
 from kdbench.metrics import named
@@ -181,7 +181,7 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
             yield
         except UsageError as error:
             field = f"{place}.{error.field}" if isinstance(error, OptionError) and error.field else place
-            raise error if isinstance(error, CardError) else fail(field, f"{field}: {error}") from None
+            raise error if isinstance(error, CardError) else fail(field, f"{shown(field)}: {error}") from None
 
     with reading("kind"):
         types = section_types(card)
@@ -206,7 +206,7 @@ def _check_data(card: Card, name: str) -> None:
     suited = [one.name for one in datasets().values() if one.family == card.family and one.kind in ("", card.kind)]
     if name not in suited:
         other = datasets().get(name)
-        note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else ""
+        note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else None
         raise unknown("dataset", name, suited, note)
 
 

@@ -143,10 +143,10 @@ def imported(module: str) -> ModuleType:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
-        raise CardError(f"{place[0]}:{place[1]}: importing '{module}' failed: {told_kind(error)}.") from error
+        raise CardError(f"{place[0]}:{place[1]}: importing '{module}' failed: {in_words(error)}.") from error
 
 
-def told_kind(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """An error of other code in words, with its kind."""
     return shown(f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}")
 
@@ -200,9 +200,15 @@ def method(name: str, family: str, kind: str) -> MethodInfo:
     offered = offered_methods(family, kind)
     if not offers(name, family, kind):
         others = " and ".join(sorted({info.serving for info in methods() if info.name == name}))
-        note = f"It is a method for {others}." if others else ""
+        note = f"It is a method for {others}." if others else None
         raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered, note)
     return offered[name]
+
+
+def installed_method(family: str, name: str) -> MethodInfo | None:
+    """The family's method of that name, or the one of every family; None where neither is installed here."""
+    found = {info.family: info for info in methods() if info.name == name and info.family in (None, family)}
+    return found.get(family, found.get(None))
 
 
 def _method_sources() -> Iterator[tuple[str | None, str, Callable[[], MethodInfo | None]]]:
@@ -241,7 +247,7 @@ def _spec(module: str, who: str) -> ModuleSpec:
     except ModuleNotFoundError:
         spec = None
     except Exception as error:  # what the packages around it do while they are imported
-        raise CardError(f"{who}: importing what is around '{module}' failed: {told_kind(error)}.") from error
+        raise CardError(f"{who}: importing what is around '{module}' failed: {in_words(error)}.") from error
     if spec is None:
         raise CardError(f"{who}: there is no module '{module}'.")
     return spec
@@ -262,7 +268,7 @@ def read_method(path: Path, family: str | None, module: str) -> MethodInfo | Non
     except SyntaxError as error:
         raise CardError(f"{path}:{error.lineno or 1}: {error.msg}.") from None
     except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise CardError(f"{path}:1: it cannot be read: {told_kind(error)}.") from None
+        raise CardError(f"{path}:1: it cannot be read: {in_words(error)}.") from None
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     own = [node for node in classes if any(ast.unparse(base).split(".")[-1] == "Method" for base in node.bases)]
     if not own:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -13,15 +15,22 @@ from types import TracebackType
 import click
 
 from kdbench import __version__, cli_board, cli_sweeps
+from kdbench.board.safe import cut, line
 from kdbench.cli_options import (
     Commands,
+    cleaned,
+    consent,
     json_option,
     print_json,
     print_runs,
     print_tables,
     problems_json,
     runs_option,
+    say,
+    say_left_out,
+    say_problems,
     stale_option,
+    yes_option,
 )
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 
@@ -135,7 +144,7 @@ def show(name: str, as_json: bool) -> None:
     from kdbench import describe, present
 
     told = describe.description(name)
-    print_json(told) if as_json else click.echo(present.description(told))
+    print_json(told) if as_json else say(present.description(told))
 
 
 @main.command()
@@ -163,7 +172,7 @@ def compare(
     if not found:
         raise UsageError(f"No record in {', '.join(map(str, places))} matches {' '.join(filters) or 'anything'}.")
     if markdown:
-        click.echo("\n".join(render.markdown(c) for c in comparing.compare(found, metric)))
+        click.echo("\n".join(render.markdown(cleaned(c)) for c in comparing.compare(found, metric)))
     else:
         print_tables(found, as_json, metric=metric)
 
@@ -181,11 +190,20 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
 
     report = store.validate(paths)
     if as_json:
-        print_json({"valid": report.valid, "problems": problems_json(report.problems)})
+        print_json(
+            {
+                "read": report.read,
+                "valid": report.valid,
+                "problems": problems_json(report.problems),
+                "others": [str(path) for path in report.others],
+                "unchecked": dict(report.unchecked),
+            }
+        )
     else:
-        for problem in report.problems:
-            click.echo(f"{problem.path}: {problem.field}: {problem.message}", err=True)
-        click.echo(f"{report.valid} valid, {len({p.path for p in report.problems})} with problems")
+        say_problems(report.problems)
+        say_left_out(report.others, report.unchecked)
+        wrong = len({problem.path for problem in report.problems})
+        click.echo(f"{report.read} files read: {report.valid} valid, {wrong} with problems")
     if report.problems or not report.valid:
         sys.exit(1)
 
@@ -193,22 +211,25 @@ def validate(paths: tuple[Path, ...], as_json: bool) -> None:
 @main.command()
 @click.argument("record", type=click.Path(path_type=Path))
 @runs_option
+@yes_option
 @json_option
-def reproduce(record: Path, runs: Path, as_json: bool) -> None:
+def reproduce(record: Path, runs: Path, yes: bool, as_json: bool) -> None:
     """Run a record again from its JSON alone and report whether the numbers match (exit code 1 when they do not).
+
+    Asks before it uses what the record brings: files, downloads, several processes, more threads than cores.
 
     \b
     kdbench reproduce leaderboard/records/gnn/cora_text/….json
     """
     from kdbench.reproduce import reproduce as again
 
-    told = again(record, runs)
+    told = again(record, runs, lambda brought: consent(brought, yes))
     if as_json:
         print_json(told)
     else:
         click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {record}")
-        for line in told["differences"] + told["environment"]:
-            click.echo(f"  {line}")
+        for one in told["differences"] + told["environment"]:
+            click.echo(line(f"  {one}"))
     if not told["match"]:
         sys.exit(1)
 
@@ -291,13 +312,32 @@ def _os_message(error: OSError) -> str:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {cut(message, 20_000)}", err=True)
     return code
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Stands in for Python's traceback, which ``--debug`` brings back. The exit code stays 1."""
-    click.echo(f"Error: {kind.__name__}: {error}\nNobody foresaw this one: 'kdbench --debug …' shows where.", err=True)
+    told = cut(str(error), 20_000)
+    click.echo(f"Error: {kind.__name__}: {told}\nNobody foresaw this one: 'kdbench --debug …' shows where.", err=True)
+
+
+_STAND_INS = {"Δ": "D", "−": "-", "–": "-", "±": "+-", "×": "x", "·": "*", "²": "2", "…": "...", "→": "->", "≤": "<="}
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_STAND_INS.get(c) or ascii(c)[1:-1] for c in text), error.end
+
+
+def _write_anywhere() -> None:
+    """What the terminal's encoding lacks is written otherwise: no table is lost for a Δ after its training."""
+    codecs.register_error("kdbench", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="kdbench")
 
 
 def console() -> None:
@@ -307,6 +347,7 @@ def console() -> None:
     networks a hundred times slower. It changes no number.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _write_anywhere()
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
     sys.exit(entry())

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli_options import Commands, json_option, print_comparisons, print_json, problems_json
+from kdbench.board.safe import line
+from kdbench.cli_options import (
+    Commands,
+    consent,
+    json_option,
+    print_comparisons,
+    print_json,
+    problems_json,
+    runs_option,
+    say_left_out,
+    say_problems,
+    yes_option,
+)
+
+if TYPE_CHECKING:
+    from kdbench.results.agree import Fault
+    from kdbench.results.record import Record
 
 
 @click.group(cls=Commands)
@@ -39,11 +56,15 @@ def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
     report = build(paths, site)
     if as_json:
         done = {"records": report.records, "tasks": report.tasks, "pages": report.pages}
-        print_json({"site": None if report.problems else str(site), **done, "problems": problems_json(report.problems)})
-    elif report.problems:
-        _tell(report.problems)
-        click.echo(f"Nothing was written: {len(report.problems)} problems in {report.records} records.", err=True)
+        left = {"others": [str(path) for path in report.others], "unchecked": dict(report.unchecked)}
+        problems = problems_json(report.problems)
+        print_json({"site": None if report.problems else str(site), **done, **left, "problems": problems})
     else:
+        say_left_out(report.others, report.unchecked)
+        say_problems(report.problems)
+    if report.problems and not as_json:
+        click.echo(f"Nothing was written: {len(report.problems)} problems in {report.records} records.", err=True)
+    elif not as_json:
         click.echo(f"{report.records} records of {report.tasks} tasks on {report.pages} pages: {site / 'index.html'}")
     if report.problems:
         sys.exit(1)
@@ -81,17 +102,25 @@ def serve(site: Path, port: int, show: bool) -> None:
     help="Folder of the published records.",
 )
 @click.option("--write", "write", is_flag=True, help="Write the records to their places below it.")
+@click.option("--rerun", default=0, type=click.IntRange(0), help="Run so many of the new records again first, by lot.")
+@runs_option
+@yes_option
 @json_option
-def submit(paths: tuple[Path, ...], published: Path, write: bool, as_json: bool) -> None:
+def submit(
+    paths: tuple[Path, ...], published: Path, write: bool, rerun: int, runs: Path, yes: bool, as_json: bool
+) -> None:
     """Prepare a contribution: check records, alone and against the published ones, and compare them.
 
     \b
     kdbench leaderboard submit runs
     kdbench leaderboard submit runs/gnn/lingugkd --write
+    kdbench leaderboard submit runs --rerun 1 --write
     """
     from kdbench.board import submit as submitting
 
     found = submitting.prepare(paths, published)
+    if rerun and found.fresh:
+        found = found.with_problems(_rerun(found.fresh, rerun, runs, yes))
     written = submitting.write(found) if write else []
     if as_json:
         from kdbench.results.compare import to_json
@@ -107,11 +136,12 @@ def submit(paths: tuple[Path, ...], published: Path, write: bool, as_json: bool)
             }
         )
     elif found.problems:
-        _tell(found.problems)
+        say_problems(found.problems)
         click.echo(f"{len(found.problems)} problems; nothing was written.", err=True)
     else:
         print_comparisons(found.comparisons)
-        click.echo("\n".join(f"note: {note}" for note in found.notes) + "\n" * bool(found.notes), nl=False)
+        for note in found.notes:
+            click.echo(line(f"note: {note}"))
         for path, _ in found.places:
             click.echo(f"{'wrote' if write else 'would write'} {path}")
         hint = "" if write or not found.places else "; --write does it"
@@ -120,8 +150,17 @@ def submit(paths: tuple[Path, ...], published: Path, write: bool, as_json: bool)
         sys.exit(1)
 
 
-def _tell(problems: Sequence[Any]) -> None:
-    from kdbench.board.safe import clean
+def _rerun(fresh: Sequence[tuple[Path, Record]], count: int, runs: Path, yes: bool) -> list[Fault]:
+    """Run some finished records again; what does not come out as they say."""
+    from kdbench.reproduce import rerun
+    from kdbench.results.agree import Fault
 
-    for problem in problems:
-        click.echo(clean(f"{problem.path}: {problem.field}: {problem.message}"), err=True)
+    done = [(path, record) for path, record in fresh if record.status == "done"]
+    faults = []
+    for path, record in random.SystemRandom().sample(done, min(count, len(done))):
+        told = rerun(record, path, runs, lambda brought: consent(brought, yes))
+        click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {path}", err=True)
+        for one in told["differences"]:
+            field, _, message = one.partition(": ")
+            faults.append(Fault(path, field, f"{message}, run again here"))
+    return faults

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from kdbench.errors import unknown
+from kdbench.board.safe import clean, line
+from kdbench.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from kdbench.results.agree import Fault
     from kdbench.results.compare import Comparison
     from kdbench.results.record import Record
-    from kdbench.results.store import Fault
 
 
 class Commands(click.Group):
@@ -37,6 +40,7 @@ runs_option = click.option(
     show_default=True,
     help="Folder of runs, stages and caches ($KDBENCH_RUNS).",
 )
+yes_option = click.option("--yes", is_flag=True, help="Do not ask before what a record brings is used.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 stale_option = click.option(
@@ -47,6 +51,42 @@ stale_option = click.option(
 def print_json(value: Any) -> None:
     """Print JSON for machines."""
     click.echo(json.dumps(value, indent=1))
+
+
+MOST_TOLD = 20
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print text that may hold strangers' words: nothing in it steers the terminal."""
+    click.echo(clean(text), err=err)
+
+
+def say_problems(found: Iterable[Fault]) -> None:
+    """Print what is wrong with records, one line for each fault."""
+    for fault in found:
+        click.echo(line(f"{fault.path}: {fault.field}: {fault.message}"), err=True)
+
+
+def say_left_out(others: Sequence[Path], unchecked: Mapping[str, int]) -> None:
+    """Print which JSON files are no records, and what could not be checked."""
+    for path in others[:MOST_TOLD]:
+        click.echo(line(f"note: {path} is no record"), err=True)
+    if len(others) > MOST_TOLD:
+        click.echo(f"note: {len(others) - MOST_TOLD} more files are no records; --json names all", err=True)
+    for why, count in unchecked.items():
+        click.echo(line(f"note: {count} configurations could not be checked: {why}"), err=True)
+
+
+def consent(brought: Sequence[str], yes: bool) -> None:
+    """Ask before what a record brings is used. UsageError for a no, and where nobody is there to ask."""
+    if not brought or yes:
+        return
+    told = "\n".join(f"  {line(one)}" for one in brought)
+    click.echo(f"This record brings what the task's defaults do not:\n{told}", err=True)
+    if not sys.stdin.isatty():
+        raise UsageError("Nothing was run. --yes runs it without asking.")
+    if not click.confirm("Run it?", err=True):
+        raise UsageError("Nothing was run.")
 
 
 class Named(Protocol):
@@ -95,4 +135,15 @@ def print_comparisons(comparisons: Iterable[Comparison]) -> None:
     here = Console()
     width = max(112, min(140, here.width)) if here.is_terminal else 140
     for comparison in comparisons:
-        Console(width=width).print(render.table(comparison))
+        Console(width=width).print(render.table(cleaned(comparison)))
+
+
+def cleaned(value: Any) -> Any:
+    """A comparison with every text in it made safe for a terminal."""
+    if isinstance(value, str):
+        return line(value)
+    if isinstance(value, tuple):
+        return tuple(map(cleaned, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: cleaned(getattr(value, one.name)) for one in fields(value)})
+    return value

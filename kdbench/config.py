@@ -17,7 +17,7 @@ from annotated_types import Ge
 
 from kdbench.cards import card, section_types, sections_of
 from kdbench.catalog import MethodInfo, method, offers
-from kdbench.errors import UsageError, unknown
+from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
 from kdbench.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
 from kdbench.overrides import check_size, parse_overrides, word
@@ -231,9 +231,16 @@ def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: Meth
         section, dot, option = key.partition(".")
         valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
         if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
-            same = [name for name in valid if name.partition(".")[2] == (option or key)]
-            told = str(unknown("option", key, [*valid, *TOP])).partition(" Valid:")[0]
-            told = f"Unknown option '{key}'. Did you mean '{same[0]}'?" if same else told
+            told = _unknown_option(key, valid)
             raise UsageError(f"{told} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
         nested.setdefault(section, {})[option] = value
     return nested
+
+
+def _unknown_option(key: str, valid: Sequence[str]) -> UsageError:
+    """Names the option of that name in another section, or the nearest one of its own section."""
+    section, _, option = key.partition(".")
+    same = next((name for name in valid if name.partition(".")[2] == (option or key)), None)
+    own = {name.partition(".")[2]: name for name in valid if option and name.startswith(f"{section}.")}
+    near = same or (own.get(nearest(option, own) or "") if own else nearest(key, [*valid, *TOP]))
+    return unknown("option", key, own.values() or TOP, f"Did you mean '{near}'?" if near else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.catalog import families, folder_of
-from kdbench.errors import CardError, DataError, unknown
+from kdbench.errors import CardError, DataError, shown, unknown
 from kdbench.found import Found
 from kdbench.hashing import digest, file_digest
 from kdbench.marked_yaml import line_of, read_yaml
@@ -126,7 +126,7 @@ def _checked(kind: type, given: Any, place: str) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for key, value in given.items():
         if key not in valid:
-            raise OptionError(f"{place}.{key}", f"{place}: {unknown('field', key, valid)}")
+            raise OptionError(f"{place}.{key}", f"{shown(place)}: {unknown('field', key, valid)}")
         wanted = str(valid[key].type).partition("[")[0].removesuffix(" | None")
         checked[key] = as_text(value) if wanted == "str" else value
         if not isinstance(checked[key], {"str": str, "bool": bool, "dict": dict}[wanted]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 from dataclasses import asdict
 from fnmatch import fnmatch
@@ -14,7 +15,7 @@ from typing import Any
 from kdbench import cards, catalog
 from kdbench.cards import section_types, sections_of
 from kdbench.datasets import dataset
-from kdbench.errors import UsageError, unknown
+from kdbench.errors import UsageError, shown, unknown
 from kdbench.options import build, merge, plain
 
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
@@ -54,10 +55,10 @@ def description(name: str) -> dict[str, Any]:
     found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
     if found:
         return {"methods": [method(m) for m in found]}
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return {"record": record(Path(name))}
     if name.endswith(".json"):
-        raise UsageError(f"There is no record file '{name}'.")
+        raise UsageError(f"There is no record file '{shown(name)}'.")
     raise unknown("task, method or record", name, [*cards.task_paths(), *(m.name for m in catalog.methods())])
 
 

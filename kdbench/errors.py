@@ -92,9 +92,10 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return folded[near[0]] if near else None
 
 
-def unknown(kind: str, name: str, valid: Iterable[str], note: str = "") -> UsageError:
-    """The error for a name that does not exist: the nearest valid one first, or a note in its stead, then all names."""
+def unknown(kind: str, name: str, valid: Iterable[str], note: str | None = None) -> UsageError:
+    """The error for a name that does not exist: the nearest valid one, or a note in its stead, then all names."""
     names = sorted(set(valid))
-    near = None if note else nearest(name, names)
-    hint = f" {note}" if note else f" Did you mean '{near}'?" if near else ""
+    if note is None and (near := nearest(name, names)):
+        note = f"Did you mean '{near}'?"
+    hint = f" {note}" if note else ""
     return UsageError(f"Unknown {kind} '{shown(name)}'.{hint} Valid: {', '.join(names) or 'none'}.")

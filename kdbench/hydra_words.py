@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from hydra.grammar.gen.OverrideLexer import OverrideLexer
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
+from kdbench.errors import shown
 from kdbench.written import number
 
 
@@ -48,7 +49,7 @@ def parse(word: str, most: int) -> tuple[str, Iterator[Any]]:
             values = parsed.sweep_iterator()
     except HydraException as error:
         hint = "text with special characters goes in quotes: \"key='a=b'\""
-        raise ValueError(f"{str(error).splitlines()[0]} ({hint})") from None
+        raise ValueError(f"{shown(str(error).splitlines()[0])} ({hint})") from None
     except ArithmeticError:
         raise ValueError("a range is of finite numbers") from None
     return parsed.key_or_group, map(_plain, values)

@@ -43,11 +43,11 @@ class Trainer:
     """Epochs of the student's training."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
-    devices: Annotated[int, Gt(0)] = 1
+    devices: Annotated[int, Gt(0), Le(256)] = 1
     """Processes (and GPUs) per node."""
     threads: Annotated[int, Ge(1), Le(1024)] = 1
     """Processor threads of each process: sums are rounded in another order by another number of them."""
-    num_nodes: Annotated[int, Gt(0)] = 1
+    num_nodes: Annotated[int, Gt(0), Le(1000)] = 1
     """Nodes."""
     strategy: Literal["auto", "ddp", "ddp_spawn"] = "auto"
     """Lightning strategy."""
@@ -131,7 +131,7 @@ def build(options: type, values: Mapping[str, Any], section: str) -> Any:
 
     def fault(place: Iterable[str | int], given: Any, said: str) -> OptionError:
         where = ".".join([section, *map(str, place)]).strip(".")
-        return OptionError(where, f"{where}={shown(word(given))}: {said}.")
+        return OptionError(where, f"{shown(where)}={shown(word(given))}: {said}.")
 
     built = _validated(options, values, section, fault)
     for name, given in values.items():

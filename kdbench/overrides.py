@@ -63,7 +63,7 @@ def _parse(word: str) -> tuple[str, tuple[Any, ...]]:
             key, values = _by_grammar(word)
         return key, _few(values)
     except ValueError as error:
-        raise UsageError(f"Cannot read '{shown(word)}': {shown(str(error))}.") from None
+        raise UsageError(f"Cannot read '{shown(word)}': {error}.") from None
 
 
 def _by_grammar(word: str) -> tuple[str, Iterator[Any]]:

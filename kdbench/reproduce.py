@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from kdbench.catalog import require_extra
-from kdbench.config import from_json
+from kdbench.config import SECTIONS, RunConfig, from_json, resolve
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch.display import Bars, names_of
+from kdbench.overrides import word
+from kdbench.provenance import changes
 from kdbench.results import record as records
 
 FLOAT32 = 2.0**-23
 """The relative distance of neighbouring float32 numbers."""
 
+Consent = Callable[[Sequence[str]], None]
+"""Is told what a record brings, and raises where that may not be used."""
 
-def reproduce(path: Path, runs: Path) -> dict[str, Any]:
-    """Whether the run gives the same numbers again.
+
+def reproduce(path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
+    """Whether the run of a record file gives the same numbers again: see :func:`rerun`."""
+    if not path.is_file():
+        raise UsageError(f"There is no record file '{path}'.")
+    return rerun(records.loads(path.read_bytes(), path), path, runs, consent)
+
+
+def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
+    """Whether the run of the record at ``path`` gives the same numbers again; ``consent`` is asked before it starts.
 
     ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
     do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
@@ -28,9 +40,6 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
     compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit. Only the scores
     of records of schema version 1 are compared as the float32 means that they are.
     """
-    if not path.is_file():
-        raise UsageError(f"There is no record file '{path}'.")
-    old = records.loads(path.read_bytes(), path)
     if old.status != "done":
         raise UsageError(f"{path} is the record of a failed run; there are no numbers to repeat.")
     config = from_json(old.config)
@@ -39,13 +48,15 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
             f"{path}: this version resolves the configuration to {config.hash[:16]}, not {old.config_hash[:16]}."
         )
     require_extra(config.family)
+    consent(brought(old, config))
+    as_then = replace(config, trainer=replace(config.trainer, threads=old.hardware.threads))
     place = runs if runs.is_dir() else None
     folder = tempfile.TemporaryDirectory(prefix="reproduce-", dir=place)
-    with folder, _threads(old.hardware.threads), Bars(names_of([config])) as bars:
+    with folder, Bars(names_of([as_then])) as bars:
         from kdbench.engine.runner import run
 
-        bars.begin(config)
-        outcome = run(config, Path(folder.name), bars)
+        bars.begin(as_then)
+        outcome = run(as_then, Path(folder.name), bars)
     if outcome is None:
         raise KdbenchError("Only the first process of a distributed run compares.")
     new = outcome.record
@@ -53,19 +64,31 @@ def reproduce(path: Path, runs: Path) -> dict[str, Any]:
     return {"match": not differences, "differences": differences, "environment": _environment(old, new)}
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with ``count`` threads: sums are rounded in another order by another number of them."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(count)  # read by libraries that are not loaded yet
-    import torch
+def brought(old: records.Record, config: RunConfig) -> list[str]:
+    """What a record asks of this machine beyond its task's defaults: processes, threads, files and downloads.
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    Any text that is not one of an option's own choices may name a file, or what a hub is asked for.
+    """
+    told, cores = [], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.trainer.processes > 1:
+        told.append(f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes")
+    if old.hardware.threads > cores:
+        told.append(f"{old.hardware.threads} threads, on {cores} cores")
+    chosen = {name: getattr(config, name) for name in ("task", "method", "scale", "control", "seed")}
+    usual = resolve(chosen)
+    for section in ("hyperparameters", *SECTIONS):
+        own, default = getattr(config, section), getattr(usual, section)
+        for name, kind in get_type_hints(type(own)).items() if own is not None else ():
+            value = getattr(own, name)
+            if _free(kind) and value != getattr(default, name) and value is not None:
+                place = "method" if section == "hyperparameters" else section
+                told.append(f"{place}.{name}={word(value)}: a file, or a download")
+    return told
+
+
+def _free(kind: Any) -> bool:
+    """Whether values of a type may hold text of the user's own."""
+    return kind in (str, Any) or any(map(_free, get_args(kind)))
 
 
 def _same(before: float, after: float | None, version: int) -> bool:
@@ -98,4 +121,4 @@ def _environment(old: records.Record, new: records.Record) -> list[str]:
     for name in ("cpu", "threads", "accelerator"):
         before, after = getattr(old.hardware, name), getattr(new.hardware, name)
         told += [f"{name}: {before} -> {after}"] if before != after else []
-    return told
+    return told + (changes(old.code.files, new.code.files) if old.code and new.code else [])

@@ -137,6 +137,9 @@ def test_a_missing_extra_is_named_before_anything_starts(tmp_path: Path) -> None
     assert end(python(script, "list")).out.endswith("0 False\n")
 
 
+LICENCE = datasets.dataset("block_model").licence
+
+
 def write_record(folder: Path, **changes: Any) -> Path:
     """A record of a finished run of alone on the generated graph, made by hand."""
     (config,) = expand(["task=gnn", "method=alone", "trainer.max_epochs=2"])
@@ -149,7 +152,13 @@ def write_record(folder: Path, **changes: Any) -> Path:
         **{"schema_version": 1, "status": "done", "config": resolved, "config_hash": config.hash, **empty},
         **{"group": records.group_of(resolved), "versions": {}, "git": {"commit": None, "dirty": None}},
         "hardware": {"cpu": "x", "cores": 1, "threads": 1, "memory_bytes": 1, "accelerator": None, "os": "x"},
-        "data": {"name": "block_model", "sha256": "a" * 64, "split_sha256": "b" * 64, "generated": True, "licence": "x"}
+        "data": {
+            "name": "block_model",
+            "sha256": "a" * 64,
+            "split_sha256": "b" * 64,
+            "generated": True,
+            "licence": LICENCE,
+        }
         | {"sizes": {"train": 1, "val": 1, "test": 1}},
         **{"stages": [], "seeds": {}, "selection": {"metric": "accuracy", "mode": "max", "epoch": 0, "value": 0.5}},
         **{"metrics": {"val": scores, "test": scores}, "curves": {}, "notes": []},

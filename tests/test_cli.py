@@ -251,13 +251,13 @@ def test_compare_says_what_it_did_not_find(
 
 
 def test_validate_counts_and_names_the_wrong_field(say: Callable[..., Said], finished: Path, tmp_path: Path) -> None:
-    assert say("validate", finished) == (0, "3 valid, 0 with problems\n", "")
+    assert say("validate", finished) == (0, "3 files read: 3 valid, 0 with problems\n", "")
     content = json.loads(of(finished, "kd").read_text())
     content["metrics"]["test"]["accuracy"] += 0.1
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(content))
     code, out, err = say("validate", finished, wrong)
-    assert (code, out) == (1, "3 valid, 1 with problems\n") and f"{wrong}: metrics.test.accuracy: " in err
+    assert (code, out) == (1, "4 files read: 3 valid, 1 with problems\n") and f"{wrong}: metrics.test.accuracy: " in err
     told = json.loads(say("validate", wrong, "--json").out)
     assert told["valid"] == 0 and "metrics.test.accuracy" in [problem["field"] for problem in told["problems"]]
 
@@ -295,6 +295,7 @@ def test_reproduce_matches_and_tells_a_difference(say: Callable[..., Said], fini
         swapped = [predictions[at], *predictions[1:at], predictions[0], *predictions[at + 1 :]]
         content["predictions"] = "".join(swapped)
         content["metrics"]["val"]["macro_f1"] = 0.125
+        del content["curves"]["val/macro_f1"]
         content["versions"]["torch"] = "1.0"
 
     other = tmp_path / "other.json"
@@ -383,7 +384,7 @@ def test_a_diverging_run_stops_and_leaves_a_failed_record_that_says_where(
     record = records.loads(path.read_bytes(), path)
     assert record.status == "failed" and record.failure is not None and record.metrics is None
     assert record.failure.step == 1 and record.failure.terms == {**record.failure.terms, "task": "nan", "kd": "nan"}
-    assert say("validate", runs).out == "1 valid, 0 with problems\n"
+    assert say("validate", runs).out == "1 files read: 1 valid, 0 with problems\n"
     assert say("reproduce", path).code == 2
     first = path.read_bytes()
     assert say(*words).code == 1, "a failed run is tried again"

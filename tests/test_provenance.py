@@ -140,7 +140,8 @@ def test_a_run_depends_on_its_method_its_task_and_the_engine(task: str, method: 
     engine = ("cache", "callbacks", "fitting", "module", "runner", "seeds", "stages", "task", "teachers")
     assert {f"kdbench/{name}" for name in wanted} | {f"kdbench/engine/{name}.py" for name in engine} <= set(found)
     assert {path for path in found if not path.startswith(("kdbench/engine/", "kdbench/families/"))} == {
-        "kdbench/metrics.py"
+        "kdbench/axes.py",
+        "kdbench/metrics.py",
     }
     others = {"lingugkd", "mirage", "dsd", "lpld", "mst_distill"} - {method}
     assert not [path for path in found if Path(path).stem in others]

@@ -5,41 +5,65 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdbench.board import pages, place, safe, task_page
-from kdbench.board.model import Task, installed_card, task_of
+from kdbench.board.model import Task, task_of
 from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
 from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
-from kdbench.results import store
-from kdbench.results.record import InvalidRecord, Record, loads
-from kdbench.results.store import Fault
+from kdbench.results import agree, origin, store
+from kdbench.results.agree import Fault
+from kdbench.results.record import InvalidRecord, NoRecord, Record
+from kdbench.results.store import Candidate
 
 CHUNK = 250
 """Records that one process reads before it reports."""
 ALONE = 1500
 """Records up to which one process is quicker than several."""
+EMPTY = "There is no record in what was named; a run leaves record.json in its folder."
 DRAWN = 20_000
 """Records up to which their pages have plots: those of more would take half of the time of a build."""
 
 
 class Report(NamedTuple):
-    """The outcome of a build: with problems, nothing was written."""
+    """The outcome of a build: with problems, nothing was written.
+
+    ``others`` are JSON files that are no records; ``unchecked`` as in :class:`kdbench.results.store.Report`.
+    """
 
     records: int
     tasks: int
     pages: int
     problems: list[Fault]
+    others: list[Path]
+    unchecked: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What was found in files: slim records, what is wrong with others, files that are no records."""
+
+    records: list[tuple[Path, Record]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    unchecked: Counter[str] = field(default_factory=Counter)
+
+    def add(self, more: _Read) -> None:
+        self.records.extend(more.records)
+        self.faults.extend(more.faults)
+        self.others.extend(more.others)
+        self.unchecked.update(more.unchecked)
 
 
 class _Refused(Exception):
-    def __init__(self, problems: list[Fault]) -> None:
-        self.problems = problems
+    def __init__(self, read: _Read) -> None:
+        self.read = read
 
 
 def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
@@ -51,17 +75,20 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
     place.refuse_foreign(site)
     found = store.files(paths)
     if not found:
-        raise UsageError("There is no record in what was named; a run leaves record.json in its folder.")
+        raise UsageError(EMPTY)
     jobs = jobs or (1 if len(found) <= ALONE else processors())
     try:
         with place.replaced(site) as folder, without_collection():
-            records = _read(found, folder, jobs)
+            read = _read(found, folder, jobs)
+            records = [record for _, record in read.records]
             tasks = _write_tasks(records, folder, jobs)
             count = len(records) + len(tasks) + write_overviews(tasks, folder)
             _write_assets(folder)
+            place.seal(folder)
     except _Refused as refused:
-        return Report(len(found), 0, 0, refused.problems)
-    return Report(len(found), len(tasks), count, [])
+        read = refused.read
+        return Report(len(found) - len(read.others), 0, 0, read.faults, read.others, read.unchecked)
+    return Report(len(records), len(tasks), count, [], read.others, read.unchecked)
 
 
 def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
@@ -73,76 +100,51 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
         known, first = pages_of.setdefault(page, (record.config_hash, path))
         if known != record.config_hash:
             faults.append(Fault(path, "config_hash", f"begins with the same 16 digits as that of {first}"))
-        card = _card_family(record.task)
-        if card is not None and record.family != card:
-            faults.append(Fault(path, "family", f"{record.family!r}, but the card of {record.task} says '{card}'"))
     return faults
 
 
-@functools.cache
-def _card_family(task: str) -> str | None:
-    card = installed_card(task)
-    return card.family if card else None
-
-
-def _read(found: Sequence[Path], folder: Path, jobs: int) -> list[Record]:
+def _read(found: Sequence[Candidate], folder: Path, jobs: int) -> _Read:
     """All records without what only their own pages show, which are written on the way."""
     chunks = [found[start : start + CHUNK] for start in range(0, len(found), CHUNK)]
-    records: list[tuple[Path, Record]] = []
-    faults: list[Fault] = []
-    read = functools.partial(_read_chunk, folder=folder, drawn=len(found) <= DRAWN)
-    for some, wrong in spread(read, chunks, jobs):
-        records += some
-        faults += wrong
-    faults += check(records)
-    if faults:
-        raise _Refused(faults)
-    return [record for _, record in records]
+    whole = _Read()
+    for part in spread(functools.partial(_read_chunk, folder=folder, drawn=len(found) <= DRAWN), chunks, jobs):
+        whole.add(part)
+    whole.faults.extend(check(whole.records))
+    if whole.faults:
+        raise _Refused(whole)
+    if not whole.records:
+        raise UsageError(EMPTY)
+    return whole
 
 
-def _read_chunk(paths: Sequence[Path], folder: Path, drawn: bool) -> tuple[list[tuple[Path, Record]], list[Fault]]:
-    records: list[tuple[Path, Record]] = []
-    faults: list[Fault] = []
+def _read_chunk(candidates: Sequence[Candidate], folder: Path, drawn: bool) -> _Read:
+    read = _Read()
     made: set[str] = set()
-    for path in paths:
+    for candidate in candidates:
+        path = candidate.path
         try:
-            raw = path.read_bytes()
-            record = loads(raw, path)
-        except InvalidRecord as error:
-            faults += [Fault(path, *problem) for problem in error.problems]
+            raw, record = store.take(candidate)
+        except NoRecord:
+            read.others.append(path)
             continue
+        except InvalidRecord as error:
+            read.faults.extend(Fault(path, *problem) for problem in error.problems)
+            continue
+        if wrong := [Fault(path, *problem) for problem in origin.faults(record)]:
+            read.faults.extend(wrong)
+            continue
+        if (why := origin.unchecked(record)) is not None:
+            read.unchecked[why] += 1
         place = f"{folder}/record/{safe.task_slug(record.task)}"
         if place not in made:
             os.makedirs(place, exist_ok=True)
             made.add(place)
         page = f"{place}/{record.config_hash[:16]}"
-        with open(f"{page}.html", "wb", buffering=0) as stream:
-            stream.write(record_page(record, drawn).encode())
-        _put_json(path, raw, f"{page}.json")
-        records.append((path, _slim(record)))
-    return records, faults
-
-
-def _put_json(source: Path, raw: bytes, target: str) -> None:
-    """The record's bytes: the same file under a second name where that can be, which saves half of all writing.
-
-    Records are replaced and never written into, so the second name keeps these bytes.
-    """
-    try:
-        if source.stat().st_mode & 0o444 == 0o444:  # what only its owner may read could not be published
-            os.link(source, target)
-            return
-    except OSError:  # another file system, or one without links
-        pass
-    with open(target, "wb", buffering=0) as stream:
-        stream.write(raw)
-
-
-def _slim(record: Record) -> Record:
-    """What comparisons need of a record: a third of it to send and to keep."""
-    config = {name: record.config[name] for name in ("method", "student", "teacher")}
-    unused: dict[str, Any] = {"curves": {}, "confusion": None, "versions": {}, "notes": [], "stages": []}
-    return record.model_copy(update={"config": config, **unused})
+        for name, content in ((f"{page}.html", record_page(record, drawn).encode()), (f"{page}.json", raw)):
+            with open(name, "wb", buffering=0) as stream:
+                stream.write(content)
+        read.records.append((path, agree.slim(record)))
+    return read
 
 
 def _write_tasks(records: Iterable[Record], folder: Path, jobs: int) -> list[Task]:

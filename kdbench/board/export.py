@@ -25,7 +25,7 @@ def rows(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]
             if any(line.cells[index].low is not None for line in table.lines)
         }
         for line in table.lines:
-            row: dict[str, Any] = dict(context)
+            row: dict[str, Any] = {key: safe.cut(value) for key, value in context.items()}
             for column, cell in zip(table.columns, line.cells, strict=True):
                 row[column.key] = cell.value
                 if column.key in bounded:

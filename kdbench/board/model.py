@@ -11,7 +11,6 @@ from pydantic import JsonValue
 
 from kdbench.board import safe
 from kdbench.cards import Card, card, task_paths
-from kdbench.catalog import MethodInfo, methods
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
 
@@ -65,12 +64,6 @@ class Task:
 def installed_card(task: str) -> Card | None:
     """The task's card, where it is installed here."""
     return card(task) if task in task_paths() else None
-
-
-def installed_method(family: str, method: str) -> MethodInfo | None:
-    """What the method's file says, where it is installed here."""
-    found = {info.family: info for info in methods() if info.name == method and info.family in (None, family)}
-    return found.get(family, found.get(None))
 
 
 def task_of(records: Sequence[Record]) -> Task:

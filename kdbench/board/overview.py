@@ -8,9 +8,9 @@ from typing import Any
 
 from kdbench import cards, describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
-from kdbench.board.model import Task, installed_card, installed_method
+from kdbench.board.model import Task, installed_card
 from kdbench.board.task_page import context, put
-from kdbench.catalog import methods
+from kdbench.catalog import installed_method, methods
 from kdbench.results.compare import Comparison, Row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,40 @@ MARKER = ".kdbench-site"
 _TOLD = "This folder is made by 'kdbench leaderboard build', which replaces all of it.\n"
 
 
+_RECORD = re.compile(r"record/[^/]+/[0-9a-f]{16}\.(?:html|json)")
+"""Pages of records: there may be very many, and their names are their runs', so the marker does not list them."""
+
+
 def refuse_foreign(site: Path) -> None:
-    """Raise UsageError where ``site`` is a file, or a folder with content that no build has made."""
+    """Raise UsageError where ``site`` is a file, or a folder with anything in it that no build has made."""
     if site.exists() and not site.is_dir():
         raise UsageError(f"{site} is a file; name a folder for the site.")
-    if site.is_dir() and any(site.iterdir()) and not (site / MARKER).is_file():
-        raise UsageError(f"{site} holds files of another kind; name an empty or a new folder.")
+    if not site.is_dir() or not any(site.iterdir()):
+        return
+    try:
+        ours = set((site / MARKER).read_text(encoding="utf-8").splitlines()[1:])
+    except (OSError, ValueError):
+        raise UsageError(f"{site} holds files of another kind; name an empty or a new folder.") from None
+    for name in _files(site):
+        if name != MARKER and name not in ours and not _RECORD.fullmatch(name):
+            raise UsageError(
+                f"{site / name} was not made by a build of this version, which would remove it; move it away, or name "
+                "an empty or a new folder."
+            )
+
+
+def seal(site: Path) -> None:
+    """Write the marker: what it says to people, and the files of the site, so that a later build knows its own."""
+    listed = sorted(name for name in _files(site) if not _RECORD.fullmatch(name))
+    (site / MARKER).write_text(_TOLD + "".join(f"{name}\n" for name in listed), encoding="utf-8")
+
+
+def _files(site: Path) -> Iterator[str]:
+    """Everything below a site that is no folder, and links to folders, as paths relative to it."""
+    for folder, below, names in os.walk(site):
+        links = [name for name in below if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            yield os.path.relpath(os.path.join(folder, name), site).replace(os.sep, "/")
 
 
 @contextlib.contextmanager
@@ -65,7 +94,6 @@ def _swapped(site: Path) -> Iterator[Path]:
     _recover(site, new, old)
     new.mkdir()
     try:
-        (new / MARKER).write_text(_TOLD, encoding="utf-8")
         yield new
         if site.exists():
             os.replace(site, old)

@@ -210,8 +210,10 @@ def _stages(record: Record) -> Facts:
 def _provenance(record: Record) -> Facts:
     git, machine = record.git, record.hardware
     commit = MISSING if git.commit is None else git.commit + (" with changes" if git.dirty else "")
+    code = f"{record.code.sha256} ({len(record.code.files)} files)" if record.code else "not known"
     return [
         ("commit", commit),
+        ("code", code),
         *_machine(machine.cpu, machine.cores, machine.threads, machine.memory_bytes, machine.accelerator, machine.os),
         *_versions(tuple(record.versions.items())),
         ("started", record.started.isoformat()),

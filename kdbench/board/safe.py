@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from urllib.parse import urlsplit
 
 # C0 and C1 controls, zero-width and direction marks, line separators, surrogates, non-characters, byte order mark.
@@ -19,6 +20,11 @@ LONGEST = 600
 def clean(text: str) -> str:
     """``text`` with every character that is not seen, or that turns what is seen around, shown as U+FFFD."""
     return text if text.isascii() and text.isprintable() else _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def line(text: str, longest: int = 4000) -> str:
+    """Text of strangers for one line of a terminal: cleaned, without line ends and tabs, and cut."""
+    return cut(re.sub("[\t\n]", "\N{REPLACEMENT CHARACTER}", text[: longest + 1]), longest)
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
@@ -82,6 +88,10 @@ def link(address: str) -> str | None:
 
 
 def spreadsheet(text: str) -> str:
-    """Text for a CSV cell: cleaned, and with an apostrophe before what a spreadsheet would run as a formula."""
-    shown = clean(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@", "\t", "\r")) else shown
+    """Text for a CSV cell: cleaned, cut, and with an apostrophe before what a spreadsheet would run as a formula.
+
+    Spreadsheets look past white space, and take full-width and small signs for the plain ones.
+    """
+    shown = cut(text)
+    first = unicodedata.normalize("NFKC", shown.lstrip()[:1])
+    return f"'{shown}" if first in tuple("=+-@") or shown[:1] in ("\t", "\n", "\r") else shown

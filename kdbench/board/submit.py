@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from kdbench.board import safe
-from kdbench.board.build import check
+from kdbench.board.build import EMPTY, check
 from kdbench.errors import UsageError
-from kdbench.results import store
+from kdbench.results import origin, store
+from kdbench.results.agree import Fault
 from kdbench.results.compare import Comparison, compare
-from kdbench.results.record import InvalidRecord, Record, loads
-from kdbench.results.store import Fault
+from kdbench.results.record import Record
 
 
 class Submission(NamedTuple):
-    """What a contribution comes to. With problems there are no places; ``known`` counts what is published already."""
+    """What a contribution comes to. With problems there are no places; ``known`` counts what is published already.
 
+    ``fresh`` are the new records where they are, ``places`` where they go.
+    """
+
+    fresh: list[tuple[Path, Record]]
     places: list[tuple[Path, Record]]
     known: int
     problems: list[Fault]
     notes: list[str]
     comparisons: list[Comparison]
+
+    def with_problems(self, problems: list[Fault]) -> Submission:
+        """The same, refused where there are problems."""
+        return Submission([], [], 0, problems, self.notes, []) if problems else self
 
 
 def prepare(paths: Iterable[Path], published: Path) -> Submission:
@@ -31,15 +40,14 @@ def prepare(paths: Iterable[Path], published: Path) -> Submission:
     A record of a run that is published already is a problem, unless both are the same document. Among records that must
     share data, split, teacher and seeds, the published ones are right. Raises UsageError for paths without records.
     """
-    found = store.files(paths)
-    if not found:
-        raise UsageError("There is no record in what was named; a run leaves record.json in its folder.")
-    there, faults = _read(store.files([published]) if published.exists() else [])
-    given, wrong = _read(found)
-    faults += wrong
+    mine = store.load(store.files(paths))
+    if not mine.records and not mine.faults:
+        raise UsageError(EMPTY)
+    standing = store.load(store.files([published]) if published.exists() else [])
+    there, faults = standing.records, [*standing.faults, *mine.faults]
     known = {record.config_hash: (path, record) for path, record in there}
     fresh: list[tuple[Path, Record]] = []
-    for path, record in given:
+    for path, record in mine.records:
         place, other = known.setdefault(record.config_hash, (path, record))
         if other is record:
             fresh.append((path, record))
@@ -49,11 +57,11 @@ def prepare(paths: Iterable[Path], published: Path) -> Submission:
     places = [(published / place_of(record), record) for _, record in fresh]
     faults += [Fault(path, "config_hash", "another file is there") for path, _ in places if path.exists()]
     if faults:
-        return Submission([], 0, faults, [], [])
+        return Submission([], [], 0, faults, [f"{path} is no record" for path in mine.others], [])
     groups = {record.group for _, record in fresh}
     stand = [record for _, record in (*there, *fresh) if record.group in groups]
-    notes = _notes(fresh)
-    return Submission(places, len(given) - len(fresh), [], notes, compare(stand))
+    notes = [*_notes(fresh), *(f"{path} is no record" for path in mine.others)]
+    return Submission(fresh, places, len(mine.records) - len(fresh), [], notes, compare(stand))
 
 
 def write(submission: Submission) -> list[Path]:
@@ -71,17 +79,6 @@ def place_of(record: Record) -> Path:
     return task / safe.slug(record.method) / f"{record.config_hash[:16]}.json"
 
 
-def _read(paths: Sequence[Path]) -> tuple[list[tuple[Path, Record]], list[Fault]]:
-    records: list[tuple[Path, Record]] = []
-    faults: list[Fault] = []
-    for path in paths:
-        try:
-            records.append((path, loads(path.read_bytes(), path)))
-        except InvalidRecord as error:
-            faults += [Fault(path, *problem) for problem in error.problems]
-    return records, faults
-
-
 def _notes(records: Sequence[tuple[Path, Record]]) -> list[str]:
     """What a reviewer will ask about."""
     counted = {
@@ -89,4 +86,6 @@ def _notes(records: Sequence[tuple[Path, Record]]) -> list[str]:
         "made from sources with changes that no commit holds": sum(bool(record.git.dirty) for _, record in records),
         "made outside a checkout, so from sources that nothing names": sum(r.git.commit is None for _, r in records),
     }
-    return [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
+    told = [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
+    unchecked = Counter(why for _, record in records if (why := origin.unchecked(record)))
+    return told + [f"{count} of {len(records)} records were not resolved: {why}" for why, count in unchecked.items()]

@@ -52,14 +52,21 @@ def processor_threads(count: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def check_place(options: Trainer) -> None:
-    """UsageError where a fit cannot be done as the trainer's options ask, with what there is instead."""
-    if started() not in (1, options.processes):  # each would do the whole run by itself, all of them in one folder
+def check_started(options: Trainer) -> None:
+    """UsageError where ``srun`` started several processes, but not those that the trainer's options ask for.
+
+    Each would do the whole run by itself, all of them in one folder.
+    """
+    if started() not in (1, options.processes):
         raise UsageError(
             f"srun started {started()} processes, but trainer.num_nodes={options.num_nodes} times "
             f"trainer.devices={options.devices} makes {options.processes}. One run on several: "
             "srun --nodes=N --ntasks-per-node=D kdbench run trainer.num_nodes=N trainer.devices=D trainer.strategy=ddp"
         )
+
+
+def check_place(options: Trainer) -> None:
+    """UsageError where this machine lacks what the trainer's options ask for; it tells what there is."""
     gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     wanted = {"cpu": 0, "gpu": options.devices, "auto": options.devices if gpus else 0}[options.accelerator]
     if wanted > gpus:

@@ -15,6 +15,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepStreams
 from kdbench.engine.distributed import rank
+from kdbench.engine.method import Method
 from kdbench.hashing import remove_unfinished
 from kdbench.options import Trainer
 
@@ -58,7 +59,7 @@ def fit(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=options.strategy,
+        strategy=_strategy(options, callbacks),
         precision=options.precision,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val or None,
@@ -83,6 +84,13 @@ def fit(
             raise KeyboardInterrupt from None
         raise
     return trainer.strategy.root_device
+
+
+def _strategy(options: Trainer, callbacks: Sequence[pl.Callback]) -> str:
+    """Lightning's name of the strategy; DDP waits for ever for the gradient of a parameter that a step left out."""
+    if options.processes == 1 or not any(isinstance(one, Method) and one.skips for one in callbacks):
+        return options.strategy
+    return f"{options.strategy.replace('auto', 'ddp')}_find_unused_parameters_true"
 
 
 def _environment(options: Trainer) -> list[Any]:

@@ -57,9 +57,9 @@ class Method(pl.Callback):
     """Base of every method. A method lives in one file with its ``Hyperparameters`` dataclass.
 
     Class attributes: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen, ema, co-trained, several),
-    ``kinds`` (kinds of task it runs on; empty for all of the family) and ``role`` (control or bound for what is run to
-    judge methods by and is none itself). All of Lightning's hooks are available beside
-    those below.
+    ``kinds`` (kinds of task it runs on; empty for all of the family), ``role`` (control or bound for what is run to
+    judge methods by and is none itself) and ``skips`` (whether a step may leave parameters without a gradient: several
+    processes then look for them at every step). All of Lightning's hooks are available beside those below.
     """
 
     title: ClassVar[str]
@@ -67,6 +67,7 @@ class Method(pl.Callback):
     teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
     kinds: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["method", "control", "bound"]] = "method"
+    skips: ClassVar[bool] = False
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -94,10 +94,13 @@ class DistillationModule(pl.LightningModule):
         named = Named("student output", output), Named("tapped student feature", features)
         step = Step(batch, targets, *named, self._teachers, self.current_epoch, self)
         try:
-            terms = {**self.task_terms(output, targets), **self._method.loss_terms(step)}
+            own, added = self.task_terms(output, targets), self._method.loss_terms(step)
             weights = self._method.weights(step)
         except UnknownNameError as error:
             raise KdbenchError(f"Method '{self._method.name}': {error}") from error
+        if both := own.keys() & added.keys():
+            raise KdbenchError(f"Method '{self._method.name}' names a loss term '{min(both)}', which the task has too.")
+        terms = {**own, **added}
         total = self._total(terms, weights)
         self._check_finite(total, terms)
         self._tell(

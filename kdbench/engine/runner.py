@@ -20,7 +20,7 @@ from kdbench.catalog import family_module, imported, method
 from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
-from kdbench.engine.distributed import check_place, processor_threads, rank
+from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes
 from kdbench.engine.module import DistillationModule
@@ -95,24 +95,13 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
     Under several processes every one of them calls this; only the first gets an outcome. Raises
     :class:`NonFiniteLossError` after writing a ``failed`` record; other errors leave the run to be gone on with.
     """
+    check_started(config.trainer)
     folder = run_folder(root, config)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_process(folder, reporter) if is_first(config.trainer.processes) else nullcontext():
-        try:
-            earlier = finished(root, config)
-        except records.InvalidRecord as error:
-            if error.problems[0].field == "schema_version":  # of a newer kdbench
-                raise
-            earlier = None
-            reporter.note(f"{error.short} The run is done again.")
-            if is_first(config.trainer.processes):
-                os.replace(folder / "record.json", folder / "stale.json")
+        earlier = _earlier(config, root, reporter, keep_stale)
         if earlier is not None:
-            if keep_stale or not (why := stale(earlier, config, folder)):
-                return Outcome(earlier, folder, reused=True)
-            reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
-            if is_first(config.trainer.processes):
-                os.replace(folder / "record.json", folder / "stale.json")
+            return Outcome(earlier, folder, reused=True)
         started = datetime.now(UTC)
         try:
             check_place(config.trainer)
@@ -134,6 +123,24 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
         return Outcome(_write(folder, config, fields, started), folder, reused=False)
 
 
+def _earlier(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool) -> records.Record | None:
+    """The record to take over. One that is damaged or stale is told and set aside as ``stale.json``."""
+    try:
+        earlier = finished(root, config)
+        why = [] if earlier is None or keep_stale else stale(earlier, config, run_folder(root, config))
+        if not why:
+            return earlier
+        reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
+    except records.InvalidRecord as error:
+        if error.problems[0].field == "schema_version":  # of a newer kdbench
+            raise
+        reporter.note(f"{error.short} The run is done again.")
+    if is_first(config.trainer.processes):
+        record = run_folder(root, config) / "record.json"
+        os.replace(record, record.with_name("stale.json"))
+    return None
+
+
 def is_first(processes: int) -> bool:
     """Whether we are the only one or the first of the ``processes`` of a run: the one that writes its record."""
     return rank(processes) == 0
@@ -147,6 +154,11 @@ def stop() -> None:
 def prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     """Do what the runs that pair with this one share: the stages of its task and teacher, and the teacher's cache."""
     check_place(config.trainer.in_one_process())
+    with processor_threads(config.trainer.threads):
+        _prepare(config, root, reporter)
+
+
+def _prepare(config: RunConfig, root: Path, reporter: Reporter) -> None:
     session = Session(config, root, run_folder(root, config), reporter)
     taught = session.method.teacher == "frozen"
     for stage in [*session.task.foundation(), *(session.task.stages() if taught else ())]:

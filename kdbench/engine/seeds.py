@@ -1,23 +1,15 @@
-"""One number, many independent random streams: the same run seed pairs the arms of a comparison."""
+"""Torch seeded from one of a run's random streams, for the time of a block."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-AXES = ("split", "student", "method", "teacher", "data_order", "training", "control")
+from kdbench.axes import AXES, axis
 
-
-def axis(seed: int, name: str, *more: int) -> int:
-    """The seed of one stream: the first 32 bits of SHA-256("name:seed:more…").
-
-    Every step draws from ``axis(seed, "training", epoch, batch, …)``, so a resumed run repeats an uninterrupted one.
-    """
-    text = ":".join(map(str, (name, seed, *more)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+__all__ = ["AXES", "axis", "seeded"]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ each run, and logs. Results are in the run folders, where every other command fi
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def from_words(words: Sequence[str], root: Path) -> Sweep:
     mine, grid = _split([word for word in words if word is not file])
     if grid:
         valid = ", ".join([*KEYS, "local.OPTION", "slurm.OPTION"])
-        raise UsageError(f"Runs are named in {file}; on the command line beside it go {valid} alone.")
+        raise UsageError(f"Runs are named in {shown(file)}; on the command line beside it go {valid} alone.")
     return _read(Path(file), mine, root)
 
 
@@ -211,8 +212,8 @@ def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
 
     ``mine``, from the command line, goes before what the file says of launching.
     """
-    if not path.is_file():
-        raise UsageError(f"There is no sweep file '{path}'; runs are asked for as key=value.")
+    if not os.path.isfile(path):
+        raise UsageError(f"There is no sweep file '{shown(str(path))}'; runs are asked for as key=value.")
     content, lines = _mapping(path)
     valid = ["runs", *KEYS, *LAUNCHERS]
     for key in content:
@@ -284,8 +285,8 @@ def _built(launcher: str, options: Mapping[str, Any]) -> Any:
 
 
 def _profile(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"There is no profile '{path}'.")
+    if not os.path.isfile(path):
+        raise UsageError(f"There is no profile '{shown(str(path))}'.")
     content, lines = _mapping(path)
     with _named(path, {f"slurm.{field}": line for field, line in lines.items()}):
         build(Slurm, content, "slurm")
@@ -305,7 +306,7 @@ def load(name: str, root: Path) -> Sweep:
     if not path.is_file():
         raise unknown(f"sweep under {root}", name, names(root))
     try:
-        asked = json.loads(path.read_text())
+        asked = json.loads(path.read_text(encoding="utf-8"))
         runs = [Run(**run) for run in asked["runs"]]
         local = {key: value for key, value in asked["local"].items() if key != "threads"}  # of an earlier version
         options = build(Local, local, "local"), build(Slurm, asked["slurm"], "slurm")

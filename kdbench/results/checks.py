@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kdbench.axes import AXES, axis
 from kdbench.metrics import lookup, scores
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 TOLERANCE = 1e-6
+ROUGH = 0.05
+"""By how much a share of the kept weights may miss its curve where the epoch was validated in other arithmetic."""
+DEEPEST = 100
+"""Levels of objects and lists that a configuration may be deep."""
+MOST_THREADS = 1024
 
 Loc = tuple[str | int, ...]
 Fault = tuple[Loc, str]
@@ -25,6 +31,35 @@ def faults(record: Content) -> Iterator[Fault]:
     yield from _score_faults(record)
     yield from _prediction_faults(record)
     yield from _course_faults(record)
+    yield from _curve_faults(record)
+    yield from _draw_faults(record)
+
+
+def unsound(text: str, raw: Any) -> Iterator[Fault]:
+    """What a parsed JSON document holds that its readers cannot: a config too deep, text that is no Unicode."""
+    halves = "\\ud" in text.lower()  # only an escape can write half of a pair
+    waiting: list[tuple[Loc, Any]] = [((), raw)]
+    while waiting:
+        loc, value = waiting.pop()
+        if len(loc) > DEEPEST:
+            yield loc[:2], f"is more than {DEEPEST} levels deep"
+            return
+        if isinstance(value, str) and not _unicode(value):
+            yield loc, "holds half of a surrogate pair, which is no Unicode text"
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in items:
+            if isinstance(key, str) and not _unicode(key):
+                yield loc or ("record",), "has a key with half of a surrogate pair, which is no Unicode text"
+            elif halves or loc or key == "config":  # all else has a depth of its own and no walk to pay
+                waiting.append(((*loc, key), item))
+
+
+def _unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _outcome_faults(record: Content) -> Iterator[Fault]:
@@ -105,3 +140,51 @@ def _course_faults(record: Content) -> Iterator[Fault]:
             yield ("curves", name), f"has {len(values)} values, but curves.epoch has {len(epochs)}"
     if epochs and record.selection and record.selection.epoch not in epochs:
         yield ("selection", "epoch"), f"{record.selection.epoch} is not in curves.epoch"
+
+
+def _curve_faults(record: Content) -> Iterator[Fault]:
+    """Validation scores that are not those of the curves at the kept epoch, and an epoch that nothing would choose."""
+    epochs, chosen, metrics = record.curves.get("epoch", []), record.selection, record.metrics
+    if chosen is None or metrics is None or chosen.epoch not in epochs:
+        return
+    at, name = epochs.index(chosen.epoch), f"val/{chosen.metric}"
+    curve = record.curves.get(name, [])
+    if len(curve) == len(epochs):
+        best = max(curve) if chosen.mode == "max" else min(curve)
+        if at not in (curve.index(best), len(epochs) - 1):
+            yield ("selection", "epoch"), f"{chosen.epoch} is neither the best of curve '{name}' nor the last"
+    for metric, value in metrics.val.items():
+        curve = record.curves.get(f"val/{metric}", [])
+        if len(curve) == len(epochs) and not _repeats(record, metric, value, curve[at]):
+            told = f"{value:.6f}, but curve 'val/{metric}' has {curve[at]:.6f} at epoch {chosen.epoch}"
+            yield ("metrics", "val", metric), told
+
+
+def _repeats(record: Content, metric: str, value: float, curve: float) -> bool:
+    """Whether a score of the kept weights is the curve's. Several processes may draw the curve of the first's examples;
+    accelerators and lower precision validate an epoch in other arithmetic, so that only shares can be held to it.
+    """
+    given = record.config.get("trainer")
+    trainer = given if isinstance(given, dict) else {}
+    if trainer.get("devices", 1) != 1 or trainer.get("num_nodes", 1) != 1:
+        return True
+    if record.hardware.accelerator in (None, "none") and trainer.get("precision", "32-true") == "32-true":
+        return math.isclose(value, curve, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    share = 0 <= value <= 1 and 0 <= curve <= 1 and record.selection is not None and metric == record.selection.metric
+    return not share or abs(value - curve) <= ROUGH
+
+
+def _draw_faults(record: Content) -> Iterator[Fault]:
+    """Seeds that are not drawn from the run's, stages that do not add up, more threads than any machine has."""
+    seed = record.config.get("seed")
+    if record.seed < 0:
+        yield ("seed",), "is negative"
+    drawn = {name: axis(seed, name) for name in AXES if name in record.seeds} if isinstance(seed, int) else {}
+    for name, number in drawn.items():
+        if record.seeds[name] != number:
+            yield ("seeds", name), f"{record.seeds[name]}, but seed {seed} draws {number}"
+    total = sum(stage.seconds for stage in record.stages)
+    if record.costs and not math.isclose(record.costs.stage_seconds, total, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        yield ("costs", "stage_seconds"), f"{record.costs.stage_seconds:.6f}, but the stages took {total:.6f}"
+    if record.hardware.threads > MOST_THREADS:
+        yield ("hardware", "threads"), f"{record.hardware.threads} are more than the {MOST_THREADS} of any machine"

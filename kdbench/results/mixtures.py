@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +29,10 @@ TRAITS = (
 
 @dataclass(frozen=True)
 class Mixture:
-    """A trait in which the arms of these seeds differ: its values there, and what follows."""
+    """A trait in which the arms of these seeds differ: its values there, and what follows.
+
+    Code must be the same in all seeds too: ``values`` are the files that differ then, ``seeds`` those of fewer runs.
+    """
 
     trait: str
     values: tuple[str, ...]
@@ -38,7 +41,8 @@ class Mixture:
 
 
 def mixtures(arms: Iterable[Mapping[int, Record]]) -> tuple[Mixture, ...]:
-    """The traits in which arms, whose runs are given by seed, differ within a seed."""
+    """The traits in which arms, whose runs are given by seed, differ within a seed, and code that differs anywhere."""
+    arms = list(arms)
     runs: dict[int, list[Record]] = defaultdict(list)
     for arm in arms:
         for seed, run in arm.items():
@@ -50,4 +54,27 @@ def mixtures(arms: Iterable[Mapping[int, Record]]) -> tuple[Mixture, ...]:
         if mixed:
             told = sorted(set.union(*mixed.values()))
             found.append(Mixture(trait.name, tuple(told), tuple(mixed), trait.otherwise))
-    return tuple(found)
+    return (*found, *_programs([run for arm in arms for run in arm.values()]))
+
+
+def _programs(runs: Sequence[Record]) -> Iterator[Mixture]:
+    """Code of which the runs had different versions; code that is not known differs from any that is."""
+    versions: dict[str, dict[int, str]] = defaultdict(dict)
+    known = any(run.code for run in runs)
+    for place, run in enumerate(runs):
+        if run.code:
+            for path, digest in run.code.files.items():
+                versions[path][place] = digest
+        elif known:
+            versions["code that is not known"][place] = ""
+    differing, odd = [], set[int]()
+    for path, digests in versions.items():
+        ((commonest, _),) = Counter(digests.values()).most_common(1)
+        others = {place for place, digest in digests.items() if digest != commonest}
+        others |= set(digests) if not commonest else set()
+        if others:
+            differing.append(path)
+            odd |= others
+    if differing:
+        seeds = sorted({runs[place].seed for place in odd})
+        yield Mixture("code", tuple(sorted(differing)), tuple(seeds), "they are numbers of different programs")

@@ -64,6 +64,10 @@ class InvalidRecord(KdbenchError):
         return f"{self.where} is not a valid record ({field}: {message})."
 
 
+class NoRecord(InvalidRecord):
+    """JSON that does not pose as a record: it is no object with a ``schema_version``."""
+
+
 def _leaves(value: object, loc: Loc = ()) -> Iterator[tuple[Loc, object]]:
     if isinstance(value, dict | list):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
@@ -308,8 +312,9 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
     elif method["name"] != record.method:
         yield ("method",), f"'{record.method}', but config.method.name is {method['name']!r}"
     for key in ("task", "scale", "control", "seed"):
-        if key in config and config[key] != getattr(record, key):
-            yield (key,), f"{getattr(record, key)!r}, but config.{key} is {config[key]!r}"
+        own, given = getattr(record, key), config.get(key)
+        if key in config and (type(given) is not type(own) or given != own):
+            yield (key,), f"{own!r}, but config.{key} is {given!r}"
     if record.config_hash != hashing.digest(identity(config)):
         yield ("config_hash",), "is not the digest of config"
     for name, version in ADDED.items():
@@ -375,15 +380,24 @@ def _parsed(text: str | bytes) -> tuple[object, list[str]]:
 
 
 def loads(text: str | bytes, where: Path | str) -> Record:
-    """Read and check a record; ``where`` names it in errors. Raises InvalidRecord, which lists every wrong field."""
+    """Read and check a record; ``where`` names it in errors. Raises InvalidRecord, which lists every wrong field,
+    and NoRecord for JSON of another kind.
+    """
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         raw, twice = _parsed(text)
     except (ValueError, RecursionError) as error:
         reason = f"is not JSON: {error}" if text.strip() else "is empty"
         raise InvalidRecord(where, [Problem("file", reason)]) from None
+    if not isinstance(raw, dict) or "schema_version" not in raw:
+        raise NoRecord(
+            where, [Problem("record", "is no record: it should be a valid dictionary with a schema_version")]
+        )
+    if odd := [Problem(".".join(map(str, loc)), message) for loc, message in checks.unsound(text, raw)]:
+        raise InvalidRecord(where, odd)
     if twice:
         raise InvalidRecord(where, [Problem(field, "this key is given more than once") for field in twice])
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    version = raw["schema_version"]
     if isinstance(version, int) and version > SCHEMA_VERSION:
         reason = f"written by a newer kdbench (schema {version}; this one reads up to {SCHEMA_VERSION}): upgrade"
         raise InvalidRecord(where, [Problem("schema_version", reason)])

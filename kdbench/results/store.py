@@ -1,50 +1,143 @@
-"""Records on disk: written whole, read back checked, and compared with each other for what one alone cannot show."""
+"""Records on disk: found in files and folders, written whole, read back checked alone and against each other."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from kdbench import hashing
 from kdbench.errors import UsageError
-from kdbench.results.record import InvalidRecord, Record, dumps, loads
+from kdbench.results import agree, origin
+from kdbench.results.agree import Fault
+from kdbench.results.record import InvalidRecord, NoRecord, Problem, Record, dumps, loads
+
+BOOKKEEPING = ("made.json", "sweep.json", "jobs.json", "stage.json", "cache.json")
+"""What runs, sweeps, stages and caches leave beside records; states lie in a folder of their own by ``sweep.json``."""
+LARGEST = 100_000_000
+"""Bytes that a record may have."""
 
 
-class Fault(NamedTuple):
-    """What is wrong with one field of the record at ``path``."""
+class Candidate(NamedTuple):
+    """A file that may be a record.
+
+    It ``must`` be one where the user or a run named it so; ``beside`` the record of a run lies other JSON too.
+    """
 
     path: Path
-    field: str
-    message: str
+    must: bool
+    beside: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Records that hold by themselves, what is wrong with others, and the JSON files that are no records."""
+
+    records: list[tuple[Path, Record]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
 
 
 class Report(NamedTuple):
-    """The outcome of ``validate``: how many records hold, and everything that is wrong with the others."""
+    """The outcome of ``validate``: how many records hold, and everything that is wrong with the others.
+
+    ``read`` counts the files that are records or pose as such, ``others`` are JSON files that do not. ``unchecked``
+    tells why the configuration of how many records could not be checked.
+    """
 
     valid: int
     problems: list[Fault]
+    read: int
+    others: list[Path]
+    unchecked: Mapping[str, int]
 
 
-def files(paths: Iterable[Path]) -> list[Path]:
-    """The record files that ``paths`` name, each once.
+def files(paths: Iterable[Path]) -> list[Candidate]:
+    """The files that ``paths`` name, each once: a file as it is, of a folder every ``*.json`` at any depth.
 
-    A file is taken as it is. A folder is searched at any depth for ``record.json`` (run folders hold other JSON too),
-    and for every ``*.json`` where there is none of that name (published records). Raises UsageError for a missing path.
+    A folder that holds ``record.json`` is a run's; what else lies there is a record only if it poses as one, and hides
+    nothing. Raises UsageError for a missing path, and for a folder that cannot be read.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Candidate] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(f"No such file or folder: {path}")
-        below = sorted(path.rglob("record.json")) or sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        found.update(dict.fromkeys(below))
-    return list(found)
+        below = sorted(_below(path)) if path.is_dir() else [Candidate(path, must=True, beside=False)]
+        found.update((one.path, one) for one in below)
+    return list(found.values())
+
+
+def _below(root: Path) -> Iterator[Candidate]:
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}.")
+
+    for folder, below, names in os.walk(root, onerror=refuse):
+        below.sort()
+        if os.path.basename(folder) == "states" and os.path.exists(os.path.join(folder, os.pardir, "sweep.json")):
+            continue
+        run = "record.json" in names
+        for name in sorted(names):
+            if name.endswith(".json") and name not in BOOKKEEPING:
+                yield Candidate(Path(folder, name), must=name == "record.json", beside=run and name != "record.json")
+
+
+def take(candidate: Candidate) -> tuple[bytes, Record]:
+    """A file's bytes and the record that they are.
+
+    Raises InvalidRecord for one that does not hold, and NoRecord for a file that is none and need not be.
+    """
+    path, must, beside = candidate
+    try:
+        raw = _bytes(path, must)
+        return raw, loads(raw, path)
+    except NoRecord as error:
+        raise InvalidRecord(path, error.problems) if must else error from None
+    except InvalidRecord as error:
+        unread = any(problem.field == "file" for problem in error.problems)
+        raise NoRecord(path, error.problems) if beside and unread else error from None
+
+
+def _bytes(path: Path, must: bool) -> bytes:
+    kind = InvalidRecord if must else NoRecord
+    if not path.is_file():
+        raise kind(path, [Problem("file", "is no regular file")])
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InvalidRecord(path, [Problem("file", f"is larger than {LARGEST:,} bytes")])
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRecord(path, [Problem("file", f"cannot be read: {error.strerror}")]) from None
+
+
+def load(candidates: Iterable[Candidate]) -> Loaded:
+    """All records of ``candidates``, each checked alone: by itself, and against what is installed here."""
+    loaded = Loaded()
+    for candidate in candidates:
+        try:
+            _, record = take(candidate)
+        except NoRecord:
+            loaded.others.append(candidate.path)
+        except InvalidRecord as error:
+            loaded.faults.extend(Fault(candidate.path, *problem) for problem in error.problems)
+        else:
+            wrong = [Fault(candidate.path, *problem) for problem in origin.faults(record)]
+            loaded.faults.extend(wrong)
+            loaded.records.extend([] if wrong else [(candidate.path, record)])  # none that is false judges others
+    return loaded
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
     """All records in files and folders, in path order. Raises InvalidRecord for the first that does not hold."""
-    return [loads(path.read_bytes(), path) for path in files(paths)]
+    records = []
+    for candidate in files(paths):
+        try:
+            records.append(take(candidate)[1])
+        except NoRecord:
+            continue
+    return records
 
 
 def write(record: Record, path: Path) -> None:
@@ -52,58 +145,16 @@ def write(record: Record, path: Path) -> None:
     hashing.write_atomic(path, dumps(record))
 
 
-OWN_TEACHERS = ("ema", "co-trained", "several")
-"""Kinds of teachers that a run makes for itself; any other is the task's and shared by all arms."""
-
-
-def _pairings(record: Record) -> Iterator[tuple[str, tuple[object, ...], object]]:
-    """What records that pair must share: the field, which records pair in it, and this record's value."""
-    pair = (record.group, record.seed)
-    yield "family", (record.task,), record.family
-    if record.data:
-        yield "data.sha256", pair, record.data.sha256
-        yield "data.split_sha256", pair, record.data.split_sha256
-    if record.teacher and record.teacher.kind not in OWN_TEACHERS and record.control == "none":
-        teacher = hashing.canonical_json(record.config["teacher"])
-        yield "teacher.sha256", (*pair, teacher), record.teacher.sha256
-    for axis, number in record.seeds.items():
-        yield f"seeds.{axis}", (record.seed,), number
-
-
 def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
-    """Faults that only show across records: a run given twice, and arms that do not share data, teacher or seeds.
-
-    Among records that must agree, those that differ from the commonest value (the first, if several are) are at fault;
-    where some are at ``trusted`` paths, it is the commonest of theirs.
-    """
-    faults: list[Fault] = []
-    runs: dict[str, Path] = {}
-    shared: dict[tuple[str, tuple[object, ...]], list[tuple[Path, object]]] = defaultdict(list)
-    for path, record in records:
-        first = runs.setdefault(record.config_hash, path)
-        if first != path:
-            faults.append(Fault(path, "config_hash", f"the same run as {first}"))
-        for field, pairing, value in _pairings(record):
-            shared[field, pairing].append((path, value))
-    for (field, _), values in shared.items():
-        if all(value == values[0][1] for _, value in values):
-            continue
-        judges = [(path, value) for path, value in values if path in trusted] or values
-        ((common, _),) = Counter(value for _, value in judges).most_common(1)
-        witness = next(path for path, value in judges if value == common)
-        faults += [Fault(path, field, f"{v}, but {common} in {witness}") for path, v in values if v != common]
-    return faults
+    """Faults that only show across records: see :func:`kdbench.results.agree.check`."""
+    return agree.check(records, trusted)
 
 
 def validate(paths: Iterable[Path]) -> Report:
     """Check every record alone and all together. Never raises for a bad record; UsageError for a missing path."""
-    faults: list[Fault] = []
-    records: list[tuple[Path, Record]] = []
     found = files(paths)
-    for path in found:
-        try:
-            records.append((path, loads(path.read_bytes(), path)))
-        except InvalidRecord as error:
-            faults += [Fault(path, *problem) for problem in error.problems]
-    faults += check(records)
-    return Report(len(found) - len({fault.path for fault in faults}), faults)
+    loaded = load(found)
+    faults = [*loaded.faults, *check(loaded.records)]
+    read = len(found) - len(loaded.others)
+    unchecked = Counter(why for _, record in loaded.records if (why := origin.unchecked(record)))
+    return Report(read - len({fault.path for fault in faults}), faults, read, loaded.others, unchecked)

@@ -31,7 +31,10 @@ SAMPLE = _sample()
 
 def _sealed(change: Callable[[Fields], None] | None = None, *args: Any, **changes: Any) -> Record:
     """A valid record of the imagined task ``imagined``; ``change`` may alter its fields before hashes are taken."""
-    fields = SAMPLE.fields_of(*args, **changes)
+    return _imagined(SAMPLE.fields_of(*args, **changes), change)
+
+
+def _imagined(fields: Fields, change: Callable[[Fields], None] | None = None) -> Record:
     fields["config"]["task"] = fields["task"] = "imagined"
     if change:
         change(fields)
@@ -85,5 +88,5 @@ def save(tmp_path: Path) -> Callable[[Sequence[Record]], Path]:
 
 @pytest.fixture
 def failed() -> Callable[..., Record]:
-    """A failed run of the tests of results: ``failed(method, seed, …)``."""
-    return lambda *args, **changes: record.seal(SAMPLE.failed_fields(*args, **changes))
+    """A failed run of the imagined task: ``failed(method, seed, …)``."""
+    return lambda *args, **changes: _imagined(SAMPLE.failed_fields(*args, **changes))

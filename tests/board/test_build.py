@@ -6,10 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from kdbench import cli
 from kdbench.board import place
 from kdbench.board.build import build
 from kdbench.errors import UsageError
@@ -43,6 +45,11 @@ def test_a_site_holds_every_page(records: Path, tmp_path: Path) -> None:
         assert f"{page}.html" in names and json.loads((site / f"{page}.json").read_bytes()) == one
     assert len([name for name in names if name.endswith(".html")]) == report.pages
     assert not list(tmp_path.glob(".*")), "something was left beside the site"
+
+
+def _pages(records: Sequence[Path]) -> set[str]:
+    hashes = [json.loads(path.read_bytes())["config_hash"][:16] for path in records]
+    return {f"{one}.{kind}" for one in hashes for kind in ("html", "json")}
 
 
 def test_the_same_records_give_the_same_bytes(records: Path, tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_a_refused_build_leaves_the_old_site(records: Path, tmp_path: Path) -> N
     site = tmp_path / "site"
     build([records], site)
     before = content(site)
-    (records / "bad.json").write_text("{}")
+    (records / "bad.json").write_text('{"schema_version": 1}')
     assert build([records], site).problems
     assert content(site) == before and not list(tmp_path.glob(".*"))
 
@@ -89,9 +96,10 @@ def test_a_refused_build_leaves_the_old_site(records: Path, tmp_path: Path) -> N
 def test_what_a_former_build_left_is_removed(records: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     build([records], site)
-    (site / "task" / "gone.html").write_text("old")
-    build([records], site)
-    assert not (site / "task" / "gone.html").exists()
+    before = content(site)
+    paths = sorted(records.glob("*.json"))
+    build(paths[:5], site)
+    assert before.keys() - content(site).keys() == {f"record/imagined/{name}" for name in _pages(paths[5:])}
 
 
 def test_a_folder_of_others_is_never_touched(records: Path, tmp_path: Path) -> None:
@@ -106,6 +114,52 @@ def test_a_folder_of_others_is_never_touched(records: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="is a file"):
         build([records], mine / "thesis.tex")
     assert content(mine) == {"thesis.tex": b"years of work"}
+
+
+def test_a_file_that_was_put_into_a_site_is_not_deleted(records: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    build([records], site)
+    for name in ("CNAME", "task/mine.html", "record/imagined/notes.txt", "assets/mine/logo.svg"):
+        mine = site / name
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(UsageError, match=f"{name} was not made by a build"):
+            build([records], site)
+        assert mine.read_text() == "mine"
+        mine.unlink()
+    (site / "linked").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(UsageError, match="linked was not made by a build"):
+        build([records], site)
+    (site / "linked").unlink()
+    assert build([records], site).problems == []
+
+
+def test_the_site_shares_no_file_with_the_records(records: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in records.glob("*.json"):
+        (linked / path.name).symlink_to(path)
+    build([records], tmp_path / "one")
+    build([linked], tmp_path / "two")
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    before = content(records)
+    for site in (tmp_path / "one", tmp_path / "two"):
+        for page in site.glob("record/*/*.json"):
+            assert not page.is_symlink() and page.stat().st_nlink == 1
+            page.write_text("edited")
+    assert content(records) == before
+
+
+def test_json_that_is_no_record_is_told(records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (records / "notes.json").write_text("{}")
+    words = ["leaderboard", "build", str(records), "-o", str(tmp_path / "site")]
+    assert cli.entry(words) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("12 records of 1 tasks") and f"note: {records / 'notes.json'} is no record" in said.err
+    assert "12 configurations could not be checked: task 'imagined' is not installed here" in said.err
+    assert cli.entry([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["others"] == [str(records / "notes.json")] and sum(told["unchecked"].values()) == 12
 
 
 def test_records_are_needed(tmp_path: Path) -> None:
@@ -151,7 +205,7 @@ def test_a_build_killed_between_two_renames_is_undone_by_the_next(records: Path,
     build([records], site)
     before = content(site)
     site.rename(tmp_path / ".site.kdbench-old")
-    (records / "bad.json").write_text("{}")
+    (records / "bad.json").write_text('{"schema_version": 1}')
     assert build([records], site).problems
     assert content(site) == before and not list(tmp_path.glob(".*"))
 

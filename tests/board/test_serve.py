@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from kdbench import cli
+from kdbench.board import serve as serving
 from kdbench.board.build import build
 
 
@@ -66,3 +70,70 @@ def test_a_taken_port_is_told(records: Path, tmp_path: Path, capsys: pytest.Capt
         port = taken.getsockname()[1]
         assert cli.entry(["leaderboard", "serve", str(site), "--port", str(port)]) == 2
     assert f"Port {port} cannot be had" in capsys.readouterr().err
+
+
+@pytest.fixture
+def server(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A site being served."""
+    build([records], tmp_path / "site")
+    started: list[ThreadingHTTPServer] = []
+    ready = threading.Event()
+    real = ThreadingHTTPServer.serve_forever
+
+    def begin(one: ThreadingHTTPServer) -> None:
+        started.append(one)
+        ready.set()
+        real(one)
+
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", begin)
+    thread = threading.Thread(target=serving.serve, args=(tmp_path / "site", 0, lambda address: None))
+    thread.start()
+    assert ready.wait(30)
+    yield started[0]
+    started[0].shutdown()
+    thread.join()
+
+
+def ask(server: ThreadingHTTPServer, path: str, host: str | None = "localhost") -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.putrequest("GET", path, skip_host=True)
+    if host is not None:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_links_lead_nowhere_outside_the_site(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "index.html").write_text("secret")
+    (site / "file.html").symlink_to(tmp_path / "secret" / "index.html")
+    (site / "folder").symlink_to(tmp_path / "secret", target_is_directory=True)
+    (site / "own").mkdir()
+    (site / "own" / "index.html").symlink_to(tmp_path / "secret" / "index.html")
+    (site / "circle.html").symlink_to(site / "circle.html")
+    (site / "inside.html").symlink_to(site / "index.html")
+    for path in ("/file.html", "/folder/index.html", "/folder/", "/own/", "/circle.html"):
+        assert ask(server, path) == 404, path
+    for path in ("/", "/index.html", "/inside.html", "/task/imagined.html"):
+        assert ask(server, path) == 200, path
+
+
+def test_odd_requests_are_answered_without_a_traceback(
+    server: ThreadingHTTPServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("/%00", "/index.html%00.css", "/" + "x" * 5000, "/%ff%fe", "/..%2f..%2fetc/passwd"):
+        assert ask(server, path) == 404, path
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "localhost.evil.example", "[::2]", "[", ""])
+def test_who_asks_for_another_host_is_refused(server: ThreadingHTTPServer, host: str) -> None:
+    assert ask(server, "/index.html", host) == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9000", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", None])
+def test_this_machine_is_answered_by_all_its_names(server: ThreadingHTTPServer, host: str | None) -> None:
+    assert ask(server, "/index.html", host) == 200

@@ -72,7 +72,7 @@ def test_another_outcome_of_a_published_run_is_refused(
     assert problem.field == "config_hash" and "another outcome" in problem.message and not found.places
 
 
-@pytest.mark.parametrize("field", ["data.sha256", "data.split_sha256", "teacher.sha256", "seeds.data_order"])
+@pytest.mark.parametrize("field", ["data.sha256", "data.split_sha256", "teacher.sha256", "seeds.initialisation"])
 def test_the_published_data_split_teacher_and_seeds_are_right_even_against_more(
     sealed: Make, published: Path, tmp_path: Path, field: str
 ) -> None:
@@ -117,6 +117,7 @@ def test_what_a_reviewer_will_ask_is_told(failed: Make, tmp_path: Path) -> None:
     assert [note.split(" records ")[1] for note in found.notes] == [
         "of failed runs; they are shown as failed",
         "made from sources with changes that no commit holds",
+        "were not resolved: task 'imagined' is not installed here",
     ]
 
 

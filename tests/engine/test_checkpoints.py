@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import kdbench
 from kdbench.engine.callbacks import CheckedCheckpoints, Curves, Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.teachers import EMATeacher
@@ -153,3 +155,17 @@ def test_what_killed_writers_left_is_removed_when_the_training_goes_on(last: Pat
         path.write_bytes(b"half")
     learnt(last.parent)
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_nothing_in_the_package_unpickles_what_it_reads() -> None:
+    package = Path(kdbench.__file__).parent
+    for path in package.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_bytes())):
+            if not isinstance(call, ast.Call):
+                continue
+            named, options = ast.unparse(call.func), {option.arg: option.value for option in call.keywords}
+            place = f"{path.relative_to(package)}:{call.lineno}"
+            assert named not in ("pickle.load", "pickle.loads", "joblib.load", "torch.hub.load"), place
+            assert "allow_pickle" not in options, place
+            if named == "torch.load":
+                assert ast.unparse(options.get("weights_only", ast.Constant(None))) == "True", place

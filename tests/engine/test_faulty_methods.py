@@ -95,6 +95,10 @@ NAMES: dict[str, tuple[Method, str]] = {
         Faulty(lambda step: {"kd": step.output["logits"].mean(dim=1)}),
         r"the loss term 'kd' is of shape \[4\]; a scalar tensor is due",
     ),
+    "a term of the task": (
+        Faulty(lambda step: {"task": step.output["logits"].mean()}),
+        "names a loss term 'task', which the task has too",
+    ),
     "number": (Faulty(lambda step: {"kd": 0.5}), "the loss term 'kd' is a float; a scalar tensor is due"),
     "weight of rows": (
         Faulty(weights=lambda step: {"task": torch.ones(2)}),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench.engine.distributed import check_place, gather, rank
+from kdbench.engine.distributed import check_started, gather, rank
 from kdbench.engine.losses import distillation_kl, info_nce
 from kdbench.engine.schedules import linear_ramp
 from kdbench.errors import UsageError
@@ -78,11 +78,11 @@ def test_rank_follows_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_srun_starts_as_many_processes_as_the_run_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    check_place(Trainer(devices=2, num_nodes=2))
+    check_started(Trainer(devices=2, num_nodes=2))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    check_place(Trainer(devices=2, num_nodes=2))
+    check_started(Trainer(devices=2, num_nodes=2))
     with pytest.raises(UsageError, match=r"srun started 4 processes.*makes 1"):
-        check_place(Trainer())
+        check_started(Trainer())
 
 
 def test_linear_ramp() -> None:

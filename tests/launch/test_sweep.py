@@ -123,6 +123,9 @@ def test_a_text_for_sbatch_is_one_line(sbatch: str, tmp_path: Path) -> None:
         (["task=gnn", "method=alone", "name=../up"], "name=../up"),
         (["task=gnn", "method=alone", "profile=none.yaml"], "no profile"),
         (["nothing.yaml"], "no sweep file 'nothing.yaml'"),
+        (["a" * 5000], "no sweep file 'aaa"),
+        (["a\n\x1b[31m"], "no sweep file 'a.n.x1b.31m'"),
+        (["task=gnn", "method=alone", "profile=" + "a" * 5000], "no profile 'aaa"),
         (["method=alone"], "'task=…' is missing"),
     ],
 )

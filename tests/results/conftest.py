@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kdbench import hashing
+from kdbench.axes import axis
 from kdbench.results import record, store
 from kdbench.results.record import Record
 
@@ -102,8 +103,8 @@ def fields_of(
             "sizes": {"train": 140, "val": 50, "test": TEST},
         },
         "teacher": teacher_of(teacher_config, teacher_right, control) if teacher_config else None,
-        "stages": [{"name": "distil", "key": "b" * 64, "seconds": 1.5, "reused": False}],
-        "seeds": {"data_order": 1000 + seed, "initialisation": 2000 + seed},
+        "stages": [{"name": "distil", "key": "b" * 64, "seconds": 0.5, "reused": False}],
+        "seeds": {"data_order": axis(seed, "data_order"), "initialisation": 2000 + seed},
         "selection": {"metric": "accuracy", "mode": "max", "epoch": 2, "value": 0.75},
         "metrics": metrics(predicted, 0.75),
         "confusion": confusion(predicted),
@@ -174,7 +175,8 @@ def save(tmp_path: Path) -> Callable[[Sequence[Record]], Path]:
 
 @pytest.fixture(autouse=True)
 def _unknown_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The records here are of imagined methods, whose defaults no method file tells."""
-    from kdbench.results import compare
+    """The records here are of imagined tasks and methods, of which no card and no method file tells."""
+    from kdbench.results import compare, origin
 
+    monkeypatch.setattr(origin, "task_paths", dict)
     monkeypatch.setattr(compare, "_defaults", lambda family, method: None)

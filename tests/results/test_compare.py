@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kdbench import hashing
 from kdbench.board.cells import delta_cell
 from kdbench.errors import KdbenchError
 from kdbench.results.compare import Comparison, Row, compare, to_json
@@ -199,7 +200,8 @@ def test_table_fits_120_columns_and_loses_nothing(records: list[Record], arms: A
         **{"flops": 123_456_000_000, "latency_ms": 1234.5, "peak_memory_bytes": 80_000_000_000},
         **{"train_seconds": 86400.0, "stage_seconds": 86400.0},
     }
-    text = shown(one([*records, *arms("lingugkd", KD, hyper=long, costs=costs)]))
+    stages = [{"name": "teacher", "key": "b" * 64, "seconds": 86400.0, "reused": False}]
+    text = shown(one([*records, *arms("lingugkd", KD, hyper=long, costs=costs, stages=stages)]))
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
     for cell in ("61.67 ± 3.27", "303M", "123456", "1234.50", "86400.0+86400.0", "80000", "<0.001", "lingugkd"):
@@ -327,6 +329,21 @@ def test_seeds_whose_arms_differ_in_what_pairs_share_are_named(trait: str, make:
     assert [(m.trait, m.values, m.seeds) for m in mixed.mixed] == [(trait, values, (2,))]
     told = f"arms of seed 2 differ in {trait} ({', '.join(values)}): "
     assert any(note.startswith(told) for note in footnotes(mixed)) and told in markdown(mixed)
+
+
+def test_runs_of_different_code_are_named(make: Callable[..., Record]) -> None:
+    def made(method: str, seed: int, **files: str) -> Record:
+        digests = {f"kdbench/{name}.py": digit * 16 for name, digit in files.items()}
+        code = {"sha256": hashing.digest(digests), "files": digests}
+        return make(method, seed, 40, schema_version=2, code=code)
+
+    alike = [made(method, seed, engine="a", **{method: "b"}) for method in ("alone", "kd") for seed in range(3)]
+    assert one(alike).mixed == () and one([make("kd", seed, 40) for seed in range(3)]).mixed == ()
+    (changed,) = one([*alike, made("kd", 3, engine="a", kd="c")]).mixed
+    assert (changed.trait, changed.values, changed.seeds) == ("code", ("kdbench/kd.py",), (3,))
+    (unknown,) = one([*alike, make("kd", 4, 40)]).mixed
+    assert (unknown.values, unknown.seeds) == (("code that is not known",), (4,))
+    assert any("differ in code (kdbench/kd.py)" in note for note in footnotes(one([*alike, made("kd", 3, kd="c")])))
 
 
 def test_of_many_mixed_seeds_the_first_are_named(make: Callable[..., Record]) -> None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from kdbench import hashing
-from kdbench.results import store
+from kdbench.axes import axis
+from kdbench.results import checks, store
 from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads, seal
 
 Body = dict[str, Any]
@@ -51,6 +52,41 @@ def fail(body: Body) -> None:
     body.update(status="failed", failure={"reason": "killed", "step": None, "terms": None})
 
 
+def put_seed(seed: int) -> Callable[[Body], None]:
+    """A run of another seed, with all that is drawn from it."""
+
+    def change(body: Body) -> None:
+        body["seed"] = body["config"]["seed"] = seed
+        body["seeds"] = {"data_order": axis(seed, "data_order")}
+
+    return change
+
+
+def better_validation(body: Body) -> None:
+    """Another validation score in every place but its curve."""
+    body["curves"]["val/accuracy"] = [0.5, 0.7, 0.75]
+    body["metrics"]["val"]["accuracy"] = body["selection"]["value"] = 0.76
+
+
+def course(epoch: int = 2, **curves: list[float]) -> Callable[[Body], None]:
+    """Validation curves, and the epoch that was kept."""
+
+    def change(body: Body) -> None:
+        body["selection"]["epoch"] = epoch
+        body["curves"] |= {f"val/{name}": values for name, values in curves.items()}
+
+    return change
+
+
+def nested(depth: int) -> Any:
+    """A list in a list in a list."""
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+WORSE = "metrics.val.accuracy"
 HASH = "f" * 64
 DIGEST = {"digest"}
 TEST = {"metrics.test.accuracy"}
@@ -135,6 +171,19 @@ CORRUPTIONS = [
     Corruption(
         "failed without failure", put("status", "failed"), {"failure", "metrics", "confusion", "predictions"}, True
     ),
+    Corruption("negative seed", put_seed(-1), {"seed"}, True),
+    Corruption("seed as fraction", put("config.seed", 0.0), {"seed"}, True),
+    Corruption("axis not drawn from the seed", put("seeds.split", 7), {"seeds.split"}, True),
+    Corruption("stage left out", put("stages", []), {"costs.stage_seconds"}, True),
+    Corruption("stage cheaper than it was", put("costs.stage_seconds", 0.1), {"costs.stage_seconds"}, True),
+    Corruption("threads of no machine", put("hardware.threads", 5000), {"hardware.threads"}, True),
+    Corruption("validation score above its curve", better_validation, {"metrics.val.accuracy"}, True),
+    Corruption("F1 above its curve", course(macro_f1=[0.5, 0.7, 0.6]), {"metrics.val.macro_f1"}, True),
+    Corruption("a worse epoch", course(accuracy=[0.5, 0.75, 0.7], epoch=0), {"selection.epoch", WORSE}, True),
+    Corruption("the second of two best", course(accuracy=[0.75, 0.75, 0.5], epoch=1), {"selection.epoch"}, True),
+    Corruption("config too deep", put("config.data", nested(500)), {"config.data"}),
+    Corruption("half of a pair in a name", put("config.method.name", "a\ud800"), {"config.method.name"}),
+    Corruption("half of a pair in a key", put("versions", {"a\ud800": "1"}), {"versions"}),
     Corruption(
         "loss term as list", put("failure", {"reason": "", "step": 1, "terms": {"kd": []}}), {"failure.terms.kd"}
     ),
@@ -208,12 +257,61 @@ def other_data(make: Callable[..., Record], seed: int, **changes: str) -> Record
     return make("lingugkd", seed, data={**whole.data.model_dump(), **changes})
 
 
+def again(record: Record, *keys: str, **changes: Any) -> Record:
+    """The record with changes in the object at ``keys``, sealed again."""
+    body = record.model_dump(exclude={"digest"})
+    place = body
+    for key in keys:
+        place = place[key]
+    place |= changes
+    return seal(body)
+
+
+def moved(record: Record) -> Record:
+    """An example becomes one of another true class, and is wrong now: other class counts in the same split."""
+    body = record.model_dump(exclude={"digest"})
+    body["confusion"][0][0] -= 1
+    body["confusion"][1][0] += 1
+    body["metrics"]["test"] = checks.scores(body["confusion"])
+    return seal(body)
+
+
+LOSS = {"epoch": [0.0, 1.0, 2.0], "train/loss": [2.0625, 1.5, 1.015625]}
+ONE = {"data_order": axis(1, "data_order")}
+SIZES = {"train": 141, "val": 50, "test": 60}
+BETTER = {"accuracy": 0.95, "macro_f1": 0.9}
 ACROSS: dict[str, tuple[Callable[[Callable[..., Record]], Record], str]] = {
     "same run again": (lambda make: make("kd", 1, 40), "config_hash"),
     "other data": (lambda make: other_data(make, 1, sha256=HASH), "data.sha256"),
     "other split": (lambda make: other_data(make, 1, split_sha256=HASH), "data.split_sha256"),
     "other teacher": (lambda make: make("lingugkd", 1, teacher_right=53), "teacher.sha256"),
-    "other seed axis": (lambda make: make("lingugkd", 1, seeds={"data_order": 1}), "seeds.data_order"),
+    "other seed axis": (lambda make: make("lingugkd", 1, seeds={**ONE, "initialisation": 1}), "seeds.initialisation"),
+    "other class counts": (lambda make: moved(make("lingugkd", 1)), "confusion"),
+    "more parameters": (lambda make: again(make("lingugkd", 1), "costs", parameters=23064), "costs.parameters"),
+    "fewer FLOPs": (lambda make: again(make("lingugkd", 1), "costs", flops=61_000_000), "costs.flops"),
+    "larger training set": (lambda make: again(make("lingugkd", 1), "data", sizes=SIZES), "data.sizes.train"),
+    "other licence": (lambda make: again(make("lingugkd", 1), "data", licence="MIT"), "data.licence"),
+    "other data set": (lambda make: again(make("lingugkd", 1), "data", name="pubmed"), "data.name"),
+    "generated": (lambda make: again(make("lingugkd", 1), "data", generated=True), "data.generated"),
+    "better teacher of one hash": (
+        lambda make: again(make("lingugkd", 1), "teacher", "metrics", test=BETTER),
+        "teacher.metrics.test.accuracy",
+    ),
+    "other teacher predictions": (
+        lambda make: again(make("lingugkd", 1), "teacher", predictions="0" * 60),
+        "teacher.predictions",
+    ),
+    "no teacher predictions": (
+        lambda make: again(make("lingugkd", 1), "teacher", predictions=None),
+        "teacher.predictions",
+    ),
+    "no predictions": (lambda make: make("lingugkd", 1, predictions=None), "predictions"),
+    "no confusion": (lambda make: make("lingugkd", 1, confusion=None), "confusion"),
+    "axes left out": (lambda make: make("lingugkd", 1, seeds=ONE), "seeds"),
+    "curves of another seed": (lambda make: make("lingugkd", 1, curves=LOSS), "curves"),
+    "no curves": (lambda make: make("kd", 2, curves={}), "curves"),
+    "predictions of another split": (lambda make: make("lingugkd", 1, 30), "predictions"),
+    "one label, two arms": (lambda make: make("kd", 2, hyper={"temperature": 4}), "config.method"),
 }
 
 
@@ -223,10 +321,11 @@ def test_faults_across_records(
 ) -> None:
     build, field = ACROSS[case]
     good = [make(method, seed) for seed in (0, 1) for method in ("alone", "kd", "other")]
-    assert store.validate([save(good)]) == store.Report(6, [])
+    good += [make("weak", 0, 30), make("fit", 3, curves=LOSS), make("lingugkd", 4, hyper={"temperature": 0.5})]
+    assert store.validate([save(good)])[:3] == (len(good), [], len(good))
     report = store.validate([save([*good, build(make)])])
-    assert [(fault.path.parent.name, fault.field) for fault in report.problems] == [("6", field)]
-    assert report.valid == 6
+    assert [(fault.path.parent.name, fault.field) for fault in report.problems] == [(str(len(good)), field)]
+    assert report.valid == len(good)
 
 
 def test_what_may_differ_across_records(make: Callable[..., Record], save: Callable[[Sequence[Record]], Path]) -> None:
@@ -235,9 +334,9 @@ def test_what_may_differ_across_records(make: Callable[..., Record], save: Calla
         make("lingugkd", 0, control="random_teacher"),
         make("lingugkd", 0, teacher="sage"),
         make("lingugkd", 0, student="mlp", data={**make("kd", 0).data.model_dump(), "sha256": HASH}),  # type: ignore[union-attr]
-        make("lingugkd", 0, seeds={"data_order": 1000, "masks": 5}),
+        make("lingugkd", 0, student="gat", seeds={"initialisation": 2000, "masks": 5}),
     ]
-    assert store.validate([save(records)]) == store.Report(5, [])
+    assert store.validate([save(records)])[:3] == (5, [], 5)
 
 
 def test_a_teacher_that_a_run_makes_for_itself_is_its_own(

@@ -127,9 +127,61 @@ def test_files_in_folders(make: Callable[..., Record], tmp_path: Path) -> None:
     store.write(second, published / "deep" / "x.json")
     assert store.read([runs, published]) == [first, second]
     assert store.read([published / "deep" / "x.json", published]) == [second]
-    assert store.validate([tmp_path]) == store.Report(1, [])
+    report = store.validate([tmp_path])
+    assert report[:4] == (2, [], 2, [runs / "a" / "config.json"])
     with pytest.raises(UsageError, match="absent"):
         store.read([tmp_path / "absent"])
+
+
+def test_a_file_named_as_that_of_a_run_hides_no_other(make: Callable[..., Record], tmp_path: Path) -> None:
+    store.write(make("kd", 0), tmp_path / "published" / "kd" / "a.json")
+    store.write(make("kd", 1), tmp_path / "published" / "kd" / "b.json")
+    store.write(make("kd", 2), tmp_path / "mine" / "record.json")
+    assert len(store.read([tmp_path])) == 3
+    store.write(make("kd", 3), tmp_path / "published" / "record.json")
+    store.write(make("kd", 4), tmp_path / "published" / "kd" / "record.json")
+    assert sorted(record.seed for record in store.read([tmp_path])) == [0, 1, 2, 3, 4]
+    tampered = tmp_path / "published" / "kd" / "b.json"
+    tampered.write_text(tampered.read_text().replace('"seed": 1,', '"seed": 7,', 1))
+    report = store.validate([tmp_path])
+    assert (report.valid, report.read) == (4, 5) and {fault.path for fault in report.problems} == {tampered}
+
+
+def test_what_sweeps_and_stages_leave_is_no_record_and_other_json_is_told(
+    make: Callable[..., Record], tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweeps" / "first"
+    for place in (sweep / "sweep.json", sweep / "jobs.json", sweep / "states" / "a.json", tmp_path / "stage.json"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("[]")
+    (tmp_path / "cache.json").write_text("half of a")
+    assert store.validate([tmp_path])[:4] == (0, [], 0, [])
+    store.write(make(), tmp_path / "kd" / "record.json")
+    (tmp_path / "kd" / "log.json").write_text("{}\n{}\n")
+    (tmp_path / "notes.json").write_text('{"text": 1}')
+    assert store.validate([tmp_path])[:4] == (1, [], 1, [tmp_path / "kd" / "log.json", tmp_path / "notes.json"])
+    assert len(store.read([tmp_path])) == 1
+    store.write(make("kd", 1), tmp_path / "states" / "a.json")  # a method may have that name
+    assert store.validate([tmp_path]).valid == 2
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "1", '"x"', '{"digest": 1}'])
+def test_what_is_named_as_a_record_must_be_one(text: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "run" / "record.json", tmp_path / "named.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    for named in (tmp_path / "run", tmp_path / "named.json"):
+        (fault,) = store.validate([named]).problems
+        assert fault.field == "record" and "is no record" in fault.message
+
+
+def test_a_record_of_many_bytes_or_none_that_can_be_read_is_named(
+    make: Callable[..., Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(make(), tmp_path / "x.json")
+    monkeypatch.setattr(store, "LARGEST", 1000)
+    (fault,) = store.validate([tmp_path]).problems
+    assert fault.field == "file" and "larger than 1,000 bytes" in fault.message
 
 
 def test_reading_stops_at_a_bad_record(make: Callable[..., Record], tmp_path: Path) -> None:

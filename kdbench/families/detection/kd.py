@@ -41,6 +41,7 @@ class KD(Method):
     paper = "https://arxiv.org/abs/1703.01780"
     teacher = "ema"
     kinds = ("domain_adaptation",)
+    skips = True  # images without a confident label
     options: Hyperparameters
 
     def __init__(self, options: Hyperparameters) -> None:

@@ -121,6 +121,7 @@ class LPLD(Method):
     paper = "https://arxiv.org/abs/2407.13524"
     teacher = "ema"
     kinds = ("domain_adaptation",)
+    skips = True  # images without a confident label
     options: Hyperparameters
 
     def __init__(self, options: Hyperparameters) -> None:

@@ -5,6 +5,7 @@ Boxes are [x1, y1, x2, y2] in pixels of the image as the network sees it; the ba
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from kdbench.engine.teachers import Outputs
-from kdbench.errors import UsageError
+from kdbench.errors import KdbenchError, UsageError
 from kdbench.families.detection.operators import provide
 from kdbench.families.detection.options import Detector
 
@@ -269,15 +270,22 @@ def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
     ``boxes`` ``[b, m, 4]`` clipped to the image, ``scores`` ``[b, m]`` (0 where padded), ``labels`` ``[b, m]``;
     ``proposals`` ``[b, r, 4]``, ``proposed`` int64 ``[b]`` (how many there are), ``logits`` ``[b, r, C+1]``, ``deltas``
     ``[b, r, 4C]``, ``features`` ``[b, r, d]``.
+
+    Raises :class:`KdbenchError` for a head that says NaN or infinity: such regions are dropped as if they were empty.
     """
     maps = network.extract_feat(normalised(images, sizes))
-    descriptions = samples(images, sizes)
-    regions = [found.bboxes for found in network.rpn_head.predict(maps, descriptions, rescale=False)]
+    metas = [description.metainfo for description in samples(images, sizes)]
+    objectness = network.rpn_head(maps)
+    proposed = network.rpn_head.predict_by_feat(*objectness, batch_img_metas=metas, rescale=False)
+    regions = [found.bboxes for found in proposed]
     rois = as_rois(regions)
     counts = [len(boxes) for boxes in regions]
-    said = [torch.split(part, counts) for part in (rois, *classify(network, maps, rois))]
+    classified = classify(network, maps, rois)
+    for name, values in {"region proposal": itertools.chain(*objectness), "RoI": classified}.items():
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            raise KdbenchError(f"The detector's {name} head says NaN or infinity: weights or images are not finite.")
+    said = [torch.split(part, counts) for part in (rois, *classified)]
     head, settings = network.roi_head.bbox_head, network.roi_head.test_cfg
-    metas = [description.metainfo for description in descriptions]
     found = head.predict_by_feat(*said[:3], batch_img_metas=metas, rcnn_test_cfg=settings, rescale=False)
     return {
         **{name: _padded([getattr(one, mine) for one in found]) for name, mine in DETECTED.items()},

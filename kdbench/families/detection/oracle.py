@@ -8,11 +8,13 @@ Source: Ren et al., "Faster R-CNN", arXiv 1506.01497.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 
 from kdbench.engine.method import Method
+from kdbench.engine.stages import Stage
 
 
 class Oracle(Method):
@@ -23,6 +25,10 @@ class Oracle(Method):
     teacher = "none"
     role = "bound"
     kinds = ("domain_adaptation",)
+
+    def stages(self, task: Any) -> Sequence[Stage]:
+        task.labelled()  # what is wrong with the labels shows before the source detector is trained
+        return ()
 
     def data(self, task: Any) -> pl.LightningDataModule:
         loaders: pl.LightningDataModule = task.labelled()

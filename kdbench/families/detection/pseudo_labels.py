@@ -95,7 +95,8 @@ class SelfTraining(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not self._learned:  # neither momentum nor weight decay moves a weight without a gradient
+        learned = trainer.strategy.reduce(torch.tensor(float(self._learned), device=module.device), reduce_op="max")
+        if not learned:  # in any process: neither momentum nor weight decay moves a weight without a gradient
             for parameter in module.parameters():
                 parameter.grad = None
         self._learned = False

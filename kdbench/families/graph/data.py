@@ -124,13 +124,15 @@ def cora_text(options: NodeData, split: int) -> NodeGraph:
     with inputs.reading(paths["data.txt"]):
         texts = _lines(paths["data.txt"])
     with inputs.reading(paths["group.txt"]):
-        y = np.array([int(label) if label else -1 for label in _lines(paths["group.txt"])])
+        labels = _lines(paths["group.txt"])  # an unlabelled paper's line is empty
+        y = np.array([int(label or 0) for label in labels])
     with inputs.reading(paths["graph.txt"]):
         pairs = np.loadtxt(paths["graph.txt"], dtype=np.int64, ndmin=2)
     with inputs.reading(paths["lm_align.npz"]), np.load(paths["lm_align.npz"]) as align:
         groups = align[f"split_seed{split}"]
     count = inputs.same_length({str(paths["data.txt"]): len(texts), str(paths["group.txt"]): len(y)})
-    y = inputs.integers(y, paths["group.txt"], "label", -1, len(names), lines=True)
+    y = inputs.integers(y, paths["group.txt"], "label", 0, len(names), lines=True)
+    y[[not label for label in labels]] = -1
     _check_pairs(pairs, paths["graph.txt"], count, lines=True)
     inputs.numbers(groups, f"{paths['lm_align.npz']}: split_seed{split}", (count,))
     groups = inputs.integers(groups, paths["lm_align.npz"], "split", TRAIN, UNLABELLED + 1)
@@ -245,7 +247,9 @@ def _read_planetoid(folder: Path, name: str, classes: int) -> Any:
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}.") from None
     count = inputs.same_length({f"{where}: features": len(data.x), f"{where}: labels": len(data.y)})
-    inputs.numbers(data.x.numpy(), f"{where}: features", (count, None))
+    negative = (inputs.numbers(data.x.numpy(), f"{where}: features", (count, None)) < 0).any(axis=1)
+    if negative.any():
+        raise DataError(f"{where}: features, row {negative.argmax()}: there is a negative one among its words.")
     _check_pairs(data.edge_index.T.numpy(), f"{where}: edges", count)
     for part in ("ally", "ty"):
         onehot = read_file(str(folder), name, part).numpy()

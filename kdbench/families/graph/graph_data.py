@@ -217,48 +217,52 @@ def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
     """
     paths, sha256 = fetch(name)
     path = paths[f"{file}.txt.gz"]
-    with inputs.reading(path), gzip.open(path, "rt") as stream:
-        numbers = np.array(stream.read().split(), dtype=np.int64)
-        if not len(numbers):
-            raise EOFError
-    values, place = numbers.tolist(), 1
-    nodes, classes, sizes, tags, source, target = [], [], [], [], list[int](), list[int]()
-    try:
-        for _ in range(values[0]):
-            count, label = values[place : place + 2]
-            place += 2
-            if count < 1:
-                raise ValueError
-            before = len(source)
-            for node in range(count):
-                tag, degree = values[place : place + 2]
-                if degree < 0:
-                    raise ValueError
-                source += values[place + 2 : place + 2 + degree]
-                target += [node] * degree
-                tags.append(tag)
-                place += 2 + degree
-            nodes.append(count)
-            classes.append(label)
-            sizes.append(len(source) - before)
-    except ValueError:
-        place = -1
-    if place != len(values):
-        raise DataError(f"{path} is not a set of {values[0]} graphs in the DGCNN text format.")
+    nodes, classes, tags, degree, source = _read_dgcnn(path)
     found, y = np.unique(classes, return_inverse=True)
     if len(found) != GraphSet.classes:
         raise DataError(f"{path} has graphs of the classes {found.tolist()}; this kind of task knows two.")
-    ends, owner = np.array([source, target], dtype=np.int64), np.repeat(np.arange(len(nodes)), sizes)
-    wrong = (ends < 0) | (ends >= np.array(nodes)[owner])
-    if wrong.any():
-        graph = owner[wrong.any(axis=0).argmax()]
-        raise DataError(f"{path}: graph {graph} has {nodes[graph]} nodes, and among their neighbours {ends[wrong][0]}.")
-    labels = inputs.integers(np.array(tags), f"{path}: node labels", "label", 0, LABELS)[:, None]
-    graphs = assemble(labels, ends, np.empty((len(source), 0)), y, np.array(nodes), np.array(sizes))
-    if degrees:
-        degree = torch.bincount(graphs.edges[1], minlength=len(graphs.x))
-        graphs = Graphs(degree[:, None], graphs.edges, graphs.edge_labels, graphs.y, graphs.nodes, graphs.sizes)
+    first = np.cumsum(nodes) - nodes
+    target = np.repeat(np.arange(len(tags)) - np.repeat(first, nodes), degree)
+    labels = (degree if degrees else tags)[:, None]
+    sizes = np.add.reduceat(degree, first)
+    graphs = assemble(labels, np.stack([source, target]), np.empty((len(source), 0)), y, nodes, sizes)
     return GraphSet(name, graphs, permuted_split(len(graphs)), sha256)
+
+
+def _read_dgcnn(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Size and class of each graph, tag and degree of each node, and all neighbours, node by node."""
+    with inputs.reading(path), gzip.open(path, "rt") as stream:
+        lines = stream.read().rstrip().split("\n")
+        words = [line.split() for line in lines]
+        numbers = np.array([word for line in words for word in line], dtype=np.int64)
+
+    def check(wrong: np.ndarray) -> None:
+        if wrong.any():
+            at = int(wrong.argmax())
+            text = f"{lines[at][:60]!r}"
+            raise DataError(f"{path}:{at + 1}: {text} does not fit a set of {first[0]} graphs in DGCNN's format.")
+
+    lengths = np.array([len(line) for line in words])
+    starts = np.cumsum(lengths) - lengths
+    first, second = np.append(numbers, [0, 0])[np.stack([starts, starts + 1])]
+    heads, at = [], 1
+    while at < len(lines) and first[at] > 0:
+        heads.append(at)
+        at += 1 + int(first[at])
+    rows = np.arange(len(lines))
+    graph = np.isin(rows, heads)
+    node = ~graph & (rows > 0)
+    check(lengths != np.select([node, graph], [second + 2, 2], 1))
+    check(node & ((first < 0) | (first >= LABELS)))
+    if at != len(lines) or len(heads) != first[0]:
+        raise DataError(
+            f"{path} holds {len(heads)} graphs in {len(lines)} lines, not the {first[0]} of its first line."
+        )
+    degree = second[node]
+    neighbours = np.delete(numbers, np.concatenate([[0], starts[1:], starts[1:] + 1]))
+    bound = np.repeat(first[graph], first[graph]).repeat(degree)
+    check(np.isin(rows, rows[node].repeat(degree)[(neighbours < 0) | (neighbours >= bound)]))
+    return first[graph], second[graph], first[node], degree, neighbours
 
 
 def molbace(options: GraphData) -> GraphSet:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from kdbench.engine.inputs import numbers
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
 from kdbench.families.graph import instruction_tuning, language_model, models, prompts, sentence_encoder
@@ -77,10 +78,12 @@ def text_graph(graph: NodeGraph) -> prompts.TextGraph:
 def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
     """``teacher-features`` (with ``teacher-tuning`` before it for a language model), then ``teacher-head``.
 
-    Raises :class:`UsageError` when the source reads texts and the data set has none.
+    Raises :class:`UsageError` when the source reads texts and the data set has none, or a file of another shape.
     """
     if options.source in ("llm", "minilm"):
         require_texts(graph, options.source)
+    if options.source == "file":
+        _checked(_read(_file(options)), graph, hops, options.model)  # before any work is done for it
     inputs = {"data": graph.sha256, "split": graph.split_sha256, "hops": hops, **_relevant(options)}
     plan = []
     needs: tuple[str, ...] = ()
@@ -156,6 +159,9 @@ def _checked(tensors: Mapping[str, Tensor], graph: NodeGraph, hops: int, where: 
     shape = tuple(features.shape)
     if shape[:1] != (len(graph.y),) or len(shape) not in (2, 3) or (len(shape) == 3 and shape[1] != hops + 1):
         raise UsageError(f"{where} holds the teacher of another task: 'features' {list(shape)}, wanted {wanted}.")
+    if not features.is_floating_point():
+        raise UsageError(f"{where}: 'features' are {features.dtype}, not floating-point numbers.")
+    numbers(features.float().numpy(), f"{where}: 'features'", (*shape[:-1], None))
     return features.float()
 
 
@@ -237,6 +243,8 @@ def fit_head(graph: NodeGraph, features: Path, hops: int, folder: Path) -> dict[
     network = HopTeacher(load_file(features / "features.safetensors")["features"], adjacency, hops, graph.classes)
     deepest = network.all_hops()[-1]
     scale = float(deepest.norm(dim=1).mean())
+    if not 0 < scale < np.inf:
+        raise UsageError(f"The teacher's features cannot be learnt from: their mean length is {scale}.")
     x, y = (deepest / scale).numpy(), graph.y.numpy()
     train, val = graph.ids("train").numpy(), graph.ids("val").numpy()
     fitted = [LogisticRegression(C=c, max_iter=500, tol=1e-4).fit(x[train], y[train]) for c in STRENGTHS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import struct
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from nibabel.wrapstruct import WrapStructError
 from torch import Tensor
@@ -23,7 +25,7 @@ from kdbench.errors import DataError
 APART = 0.1  # edges of a voxel by which the places of image and label may differ
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, IndexError, OverflowError, MemoryError, zlib.error, struct.error),
-    *(ImageFileError, HeaderDataError, WrapStructError, np.linalg.LinAlgError),
+    *(ImageFileError, HeaderDataError, WrapStructError, OrientationError, np.linalg.LinAlgError),
 )
 """What nibabel raises for files that are damaged or of another kind."""
 
@@ -42,12 +44,11 @@ class Stored:
 def read(path: Path) -> Stored:
     """The file's voxels. Raises :class:`DataError` for one that is damaged or holds other things than real numbers."""
     try:
-        image = nibabel.load(path)
+        image = _unpacked(path)
         kind = image.get_data_dtype()
         if kind.kind not in "iuf":
             raise DataError(f"{path} holds {kind}, not one real number a voxel.")
         turned = nibabel.as_closest_canonical(image)
-        assert isinstance(turned, SpatialImage) and turned.affine is not None
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and refused as such
             values = np.asarray(turned.dataobj, dtype=np.float32)
     except UNREADABLE as error:
@@ -57,6 +58,16 @@ def read(path: Path) -> Stored:
     if values.ndim not in (3, 4) or not values.size:
         raise DataError(f"{path} is no volume: its shape is {list(values.shape)}.")
     return Stored(path, values, turned.affine)
+
+
+def _unpacked(path: Path) -> SpatialImage:
+    """The image in a file that is read to its end, where gzip's checksum is: nibabel stops before."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    second = 540 in (int.from_bytes(data[:4], order) for order in ("little", "big"))
+    image: SpatialImage = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_bytes(data)
+    return image
 
 
 def pair(image: Path, label: Path, channels: int, spacing: Sequence[float] | None = None) -> tuple[Stored, Stored]:

@@ -163,6 +163,7 @@ def generated_pairs(options: PairData, seed: int) -> Pairs:
         patches = torch.randn(options.classes, 1, side // 4, side // 4, generator=means)
         mean = patches.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
         values = mean[y] + noise * torch.randn(len(y), 1, side, side, generator=random)
+        inputs.numbers(values.numpy(), f"paired_views with data.noise={noise:g}", (len(y), 1, side, side))
         views[name] = Modality(values, torch.arange(len(y)))
     split = torch.repeat_interleave(torch.tensor([TRAIN, VAL, TEST]), sizes)
     sha256 = fingerprint("generated", options, seed)
@@ -299,9 +300,11 @@ def _listed(index: Path, classes: int) -> tuple[list[str], Tensor]:
             continue
         name, _, label = line.strip().partition("&")
         if not name or not label.isdecimal() or int(label) >= classes:
-            raise DataError(f"{index}:{number}: '{line}' is not 'name&class' with a class from 0 to {classes - 1}.")
+            raise DataError(
+                f"{index}:{number}: {line[:60]!r} is not 'name&class' with a class from 0 to {classes - 1}."
+            )
         if name in names:
-            raise DataError(f"{index}:{number}: '{name}' is listed twice.")
+            raise DataError(f"{index}:{number}: {name[:60]!r} is listed twice.")
         names[name] = int(label)
     if not names:
         raise DataError(f"{index} lists no clip.")

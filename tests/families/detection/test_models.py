@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdbench.errors import UsageError
+from kdbench.errors import KdbenchError, UsageError
 from kdbench.families.detection import models
 from kdbench.families.detection.models import Truth
 from kdbench.families.detection.options import Detector
@@ -52,6 +52,15 @@ def test_what_the_head_says_is_aligned_with_the_proposals(detector: Any) -> None
                 torch.testing.assert_close(told[name][row, :count], value)
                 assert not told[name][row, count:].any()
     assert told["logits"].shape[-1] == 4 and told["deltas"].shape[-1] == 12 and told["features"].shape[-1] == 16
+
+
+@pytest.mark.parametrize(
+    "part", ["backbone.conv1", "rpn_head.rpn_reg", "rpn_head.rpn_cls", "roi_head.bbox_head.fc_reg"]
+)
+def test_a_detector_of_nan_finds_not_nothing_but_fails(part: str, detector: Any) -> None:
+    detector.get_parameter(f"{part}.weight").data[0] = float("nan")
+    with pytest.raises(KdbenchError, match="head says NaN"), torch.no_grad():
+        models.predict(detector.eval(), *pictures())
 
 
 def test_the_padding_says_nothing(detector: Any) -> None:

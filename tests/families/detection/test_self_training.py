@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from kdbench.config import expand
 from kdbench.engine.runner import Session
 from kdbench.engine.seeds import axis, seeded
+from kdbench.engine.stages import StageStore
 from kdbench.engine.teachers import EMATeacher
-from kdbench.errors import UndefinedMetricError
+from kdbench.errors import DataError, UndefinedMetricError
 from kdbench.families.detection import domains
 from kdbench.families.detection.data import Images, LabelledBatch
 from kdbench.families.detection.domain_adaptation import scores
@@ -40,7 +41,19 @@ def test_the_oracle_reads_them(do: Callable[..., Any], monkeypatch: pytest.Monke
     real = domains.hidden
     monkeypatch.setattr(domains, "hidden", lambda *options: (asked.append(options), real(*options))[1])
     record = do("method=oracle", "seed=4").record
-    assert len(asked) == 1 and record.teacher is None and record.curves["train/roi_cls"][0] > 0
+    assert asked and record.teacher is None and record.curves["train/roi_cls"][0] > 0
+
+
+def test_wrong_labels_of_the_oracle_show_before_any_training(
+    do: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> Any:
+        raise DataError("x.xml: object 1 has no area.")
+
+    monkeypatch.setattr(domains, "hidden", wrong)
+    monkeypatch.setattr(StageStore, "ensure", lambda *_: pytest.fail("a stage was begun"))
+    with pytest.raises(DataError, match="no area"):
+        do("method=oracle", "seed=6")
 
 
 def test_alone_is_the_source_detector_and_reads_no_target_training_image(

@@ -194,6 +194,39 @@ def test_a_file_of_another_task_is_refused(tmp_path: Path, tensors: dict[str, tu
         make(tmp_path / "runs", "teacher.source=file", f"teacher.model={tmp_path / 'a.safetensors'}", *SMALL)
 
 
+def features(row: int = 0, value: float = 1.0, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    """[30, 7] ones but for one value."""
+    made = torch.ones(NODES, 7, dtype=torch.float64)
+    made[row, 3] = value
+    return made.to(kind)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (features(12, float("nan")), "'features', row 12: nan is not a finite number"),
+        (features(29, float("-inf"), torch.float16), "'features', row 29: -inf"),
+        (features(4, 1e300, torch.float64), "'features', row 4: inf is not a finite number in float32"),
+        (features(kind=torch.int64), "'features' are torch.int64, not floating-point"),
+        (features(kind=torch.complex64), "'features' are torch.complex64"),
+        (features(kind=torch.bool), "'features' are torch.bool"),
+        (torch.ones(NODES, 0), r"'features' has the shape \[30, 0\], not \[30, any\]"),
+    ],
+)
+def test_a_file_of_wrong_values_is_refused_before_any_work(tmp_path: Path, given: torch.Tensor, message: str) -> None:
+    save_file({"features": given}, tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match=rf"a\.safetensors: {message}"):
+        make(tmp_path / "runs", "teacher.source=file", f"teacher.model={tmp_path / 'a.safetensors'}", *SMALL)
+    assert not list((tmp_path / "runs").rglob("*"))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30])
+def test_features_without_a_length_teach_nothing(tmp_path: Path, value: float) -> None:
+    save_file({"features": torch.full((NODES, 7), value)}, tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match=r"features cannot be learnt from: their mean length is (0\.0|inf)"):
+        make(tmp_path / "runs", "teacher.source=file", f"teacher.model={tmp_path / 'a.safetensors'}", *SMALL)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no file 'nowhere\.safetensors'"):
         make(tmp_path / "runs", "teacher.source=file", "teacher.model=nowhere.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,13 @@ BACK = "import kdbench.families.graph.templates; m.module_from_template = keep\n
 
 
 @pytest.fixture
-def printed(tmp_path: Path) -> object:
+def printed(tmp_path: Path) -> Callable[[str], str]:
+    """What a script prints whose temporary folder is ``tmp_path``."""
+
     def run(script: str) -> str:
         environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        return subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True).stdout
+        words = [sys.executable, "-c", script]
+        return subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
 
     return run
 
@@ -35,7 +39,7 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
-def test_layers_leave_no_file_in_the_temporary_folder(printed, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_layers_leave_no_file_in_the_temporary_folder(printed: Callable[[str], str], tmp_path: Path) -> None:
     ours = printed(LAYERS)
     assert left(tmp_path) == []
     assert ours == printed(OWN + BACK + LAYERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -194,6 +195,24 @@ def cut(path: str, share: float) -> Callable[[Path], None]:
     return truncate
 
 
+def flipped(path: str) -> Callable[[Path], None]:
+    """``f(folder)`` flips a bit in the middle of a file."""
+
+    def flip(folder: Path) -> None:
+        data = bytearray((folder / path).read_bytes())
+        data[len(data) // 2] ^= 4
+        (folder / path).write_bytes(data)
+
+    return flip
+
+
+def flattened(folder: Path) -> None:
+    """The header of a label places all of it in one plane."""
+    data = bytearray(gzip.decompress((folder / LABEL).read_bytes()))
+    data[280:296] = bytes(16)  # srow_x
+    (folder / LABEL).write_bytes(gzip.compress(data))
+
+
 IMAGE, LABEL = "imagesTr/case_001.nii.gz", "labelsTr/case_001.nii.gz"
 PAIRS = [{"image": f"imagesTr/case_00{n}.nii.gz", "label": f"labelsTr/case_00{n}.nii.gz"} for n in (0, 1, 1)]
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -218,6 +237,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an empty file": (lambda folder: (folder / IMAGE).write_bytes(b""), f"{IMAGE} cannot be read"),
     "a cut image": (cut(IMAGE, 0.5), f"{IMAGE} cannot be read"),
     "a cut label": (cut(LABEL, 0.9), f"{LABEL} cannot be read"),
+    "a flipped bit": (flipped(IMAGE), f"{IMAGE} cannot be read"),
+    "a place without extent": (flattened, f"{LABEL} cannot be read"),
     "NaN": (changed(IMAGE, at((2, 3, 4), np.nan)), rf"{IMAGE} has 1 voxels.*not finite, the first at \[2, 3, 4\]"),
     "infinity": (changed(IMAGE, at((0, 0, 0), -np.inf)), f"{IMAGE} has 1 voxels.*not finite"),
     "a constant image": (changed(IMAGE, np.zeros_like), f"{IMAGE} is 0 everywhere"),
