@@ -12,7 +12,7 @@ from typing import TypeVar
 from kdbench.cards import card
 from kdbench.catalog import require_extra
 from kdbench.config import RunConfig, expand_baselines
-from kdbench.errors import DISK_FULL, UsageError
+from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
 from kdbench.launch.display import Bars, names_of
 from kdbench.launch.endings import Ending, disk_full, told
@@ -116,12 +116,16 @@ def _side_by_side(
     known = {config.hash: config for config in configs}
 
     def ended(run: Run, ending: Ending, worker: int) -> None:
-        if ending.reason is not None:
-            _failed(known[run.hash], ending.error(), bars, report, worker)
-            return
-        record = record_of(root, run)
-        assert record is not None
-        _done(known[run.hash], record, ending.reused, bars, report, worker)
+        try:
+            if ending.reason is not None:
+                raise ending.error()
+            record = record_of(root, run)
+            if record is None:
+                raise KdbenchError("its record is gone.")
+        except KdbenchError as error:
+            _failed(known[run.hash], error, bars, report, worker)
+        else:
+            _done(known[run.hash], record, ending.reused, bars, report, worker)
 
     runs = [replace(Run.of(config), keep_stale=keep_stale) for config in configs]
     pool.launch(root, runs, Local(workers=workers), bars, ended)

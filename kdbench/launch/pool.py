@@ -53,6 +53,8 @@ class _Worker:
             self.process.stdin.write(json.dumps(asdict(run)) + "\n")
             self.process.stdin.flush()
         for line in self.process.stdout:
+            if not line.endswith("\n"):  # it was killed as it spoke
+                break
             said: dict[str, Any] = json.loads(line)
             if "ended" in said:
                 return Ending(**said["ended"])
@@ -180,7 +182,7 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
         else:
             told.put(partial(bars.note, said["note"]))
 
-    def work(number: int, worker: _Worker) -> None:
+    def work_off(number: int, worker: _Worker) -> None:
         while (run := queue.take()) is not None:
             told.put(partial(bars.begin, run, number))
             try:
@@ -191,6 +193,12 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
                 ending = Ending(reason=f"lost: {died}")
             queue.training(run)
             told.put(partial(_end, ended, run, ending, number))
+
+    def work(number: int, worker: _Worker) -> None:
+        try:
+            work_off(number, worker)
+        except BaseException as error:
+            told.put(partial(_raise, error))
         told.put(None)
 
     crew = [_Worker(root, folder) for _ in range(min(local.workers, len(queue.waiting)))]
@@ -214,6 +222,10 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
     finally:
         for worker in crew:
             worker.end()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _end(ended: Ended, run: Run, ending: Ending, worker: int) -> None:
