@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench import hashing, metrics
+from kdbench import hashing
 from kdbench.axes import axis
 from kdbench.board.workers import processors, spread
+from kdbench.plan import metrics
 from kdbench.results import record
 
 TASKS, FAMILIES, CLASSES, TEST, EPOCHS = 50, 5, 10, 200, 20
@@ -210,7 +211,17 @@ def memory(process: int) -> int:
 
 def build(records: Path, site: Path) -> dict[str, Any]:
     """Build the site as a process of its own."""
-    command = [sys.executable, "-m", "kdbench.cli", "leaderboard", "build", str(records), "-o", str(site), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "kdbench.cli",
+        "leaderboard",
+        "build",
+        str(records),
+        "-o",
+        str(site),
+        "--json",
+    ]
     start, peak, before = time.perf_counter(), 0, _processor_seconds()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:

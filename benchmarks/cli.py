@@ -20,7 +20,7 @@ from common import alternate, options, report, row
 KDBENCH = str(Path(sys.executable).parent / "kdbench")
 BARE = "python -c pass"
 COMMANDS = ("--help", "list", "show lingugkd", "show gnn")
-CHECK = "import sys; from kdbench.cli import entry; sys.exit(entry(sys.argv[1:]) or 'torch' in sys.modules)"
+CHECK = "import sys; from kdbench.cli.main import entry; sys.exit(entry(sys.argv[1:]) or 'torch' in sys.modules)"
 
 
 def main() -> None:

@@ -42,10 +42,10 @@ from training import (
     weights,
 )
 
-from kdbench.config import RunConfig, expand
 from kdbench.engine.losses import distillation_kl, info_nce
 from kdbench.engine.runner import Session
 from kdbench.engine.teachers import FrozenTeacher
+from kdbench.plan.config import RunConfig, expand
 
 HAND, ENGINE, TORCHDISTILL = "hand-written loop", "kdbench engine", "torchdistill"
 ALPHA, TEMPERATURE, TAU = 0.5, 4.0, 0.07  # defaults of kd.py and lingugkd.py

@@ -16,10 +16,10 @@ from functools import partial
 
 from common import Row, alternate, options, report, row
 
-from kdbench.datasets import dataset
-from kdbench.families.graph.condense import condense
-from kdbench.families.graph.graph_data import Graphs, load
-from kdbench.families.graph.options import GraphData
+from kdbench.families.graph.graph_classification.condense import condense
+from kdbench.families.graph.graph_classification.data import Graphs, load
+from kdbench.families.graph.graph_classification.options import GraphData
+from kdbench.plan.datasets import dataset
 
 BASE, THETA, HOPS = 400, 40, 2
 

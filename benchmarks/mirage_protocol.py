@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from kdbench.catalog import method
-from kdbench.overrides import word
+from kdbench.plan.catalog import method
+from kdbench.plan.overrides import word
 from kdbench.results import store
 from kdbench.results.record import Record
 from kdbench.results.stats import mean_interval, paired

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from kdbench.config import from_json
 from kdbench.engine.runner import load_task
 from kdbench.engine.seeds import axis
 from kdbench.engine.stages import StageStore
-from kdbench.families.detection import domains
-from kdbench.families.detection.data import collate
-from kdbench.families.detection.domain_adaptation import SOURCE, AdaptationTask, forward
-from kdbench.families.detection.label_quality import Quality, matches
-from kdbench.families.detection.lpld import Hyperparameters, decoded, low_confidence
-from kdbench.families.detection.models import Truth
-from kdbench.families.detection.pseudo_labels import high_confidence
+from kdbench.families.detection.domain_adaptation import domains
+from kdbench.families.detection.domain_adaptation.data import collate
+from kdbench.families.detection.domain_adaptation.label_quality import Quality, matches
+from kdbench.families.detection.domain_adaptation.methods.lpld import Hyperparameters, decoded, low_confidence
+from kdbench.families.detection.domain_adaptation.networks import Truth
+from kdbench.families.detection.domain_adaptation.pseudo_labels import high_confidence
+from kdbench.families.detection.domain_adaptation.task import SOURCE, AdaptationTask, forward
+from kdbench.plan.config import from_json
 from kdbench.results import record as records
 
 

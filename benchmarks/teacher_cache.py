@@ -35,10 +35,10 @@ from training import (
     vector_config,
 )
 
-from kdbench.config import expand
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.runner import Session
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, Teacher
+from kdbench.plan.config import expand
 
 CACHE, MEMORY, LIVE = "teacher cache", "tensor in memory", "live teacher"
 BATCH, CLASSES, INPUTS = 128, 10, 256

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kdbench.config import RunConfig, expand
 from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.runner import Session, Silent
 from kdbench.engine.teachers import Outputs
-from kdbench.families.graph.kd import KD, Hyperparameters
-from kdbench.options import Optimizer
+from kdbench.methods.kd import KD, Hyperparameters
+from kdbench.plan.config import RunConfig, expand
+from kdbench.plan.options import Optimizer
 
 Batch = tuple[Tensor, Tensor, dict[str, Tensor]]
 """Inputs ``[b, d]``, labels ``[b]`` and ``{"rows": [b]}``: the triple that torchdistill's boxes expect."""

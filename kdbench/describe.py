@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kdbench import cards, catalog
-from kdbench.cards import section_types, sections_of
-from kdbench.datasets import dataset
 from kdbench.errors import UsageError, shown, unknown
-from kdbench.options import build, merge, plain
+from kdbench.plan import cards, catalog
+from kdbench.plan.cards import section_types, sections_of
+from kdbench.plan.datasets import dataset
+from kdbench.plan.options import build, merge, plain
 
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
 
@@ -67,7 +67,7 @@ def _check(name: str) -> None:
     cards.listed().check(name)
     cards.task_paths().check(name)
     faulty = catalog.found_methods()
-    faulty.check(*(key for key in faulty.faulty if name in (key[1], f"{key[0]}/{key[1]}")))
+    faulty.check(*(key for key in faulty.faulty if name in (key[2], f"{key[0]}/{key[2]}")))
 
 
 def method(info: catalog.MethodInfo) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kdbench.results import record as records
 PACKAGE = Path(__file__).parent / "fixtures" / "extension"
 RUN = """
 import sys
-from kdbench.cli import entry
+from kdbench.cli.main import entry
 common = ["trainer.max_epochs=2", "--runs", sys.argv[1]]
 print("codes", entry(["run", "task=gnn", "method=mymethod", "method.weight=2", *common]),
       entry(["run", "task=dots", "method=alone", *common]), entry(["run", "task=dots", "method=mymethod", *common]))
@@ -70,7 +70,7 @@ def test_its_method_and_its_task_run(tmp_path: Path) -> None:
         ("graph.mymethod =", "graph.other =", "a method has the name of its file, 'mymethod'"),
         ("graph.mymethod =", "grahp.mymethod =", "Did you mean 'graph'?"),
         ("= moregraph.mymethod", "= moregraph.nothing", "there is no module 'moregraph.nothing'"),
-        ("dots.cards", "dots.options", "'dots.options' is a module, not a package"),
+        ("dots.cards", "dots.clouds.options", "'dots.clouds.options' is a module, not a package"),
         ("dots.cards", "nothing.cards", "there is no module 'nothing.cards'"),
     ],
 )
@@ -93,9 +93,11 @@ def test_a_wrong_entry_point_is_named_and_left_out(package: Path, old: str, new:
         ("dots/cards/dots.yaml", "family:", "famly:", "dots", "dots.yaml:2: Unknown field 'famly'"),
         ("dots/datasets.yaml", "two_clouds", "cora", "dots", "'cora' is also one of the graph family"),
         ("dots/datasets.yaml", "title:", "titel:", "dots", "datasets.yaml:2: two_clouds: Unknown field 'titel'"),
-        ("dots/options.py", "@dataclass", "import nothing\n\n\n@dataclass", "dots", "options.py:13: importing"),
-        ("dots/options.py", "KINDS =", "KINDS KINDS =", "dots", "options.py:31: importing 'dots.options' failed"),
-        ("dots/options.py", "KINDS =", "KIND =", "dots", "dots.yaml:3: "),
+        ("dots/clouds/options.py", "@dataclass", "import nothing\n\n\n@dataclass", "dots", "options.py:13: importing"),
+        ("dots/clouds/options.py", "SECTIONS =", "S S =", "dots", "options.py:31: importing 'dots.clouds.options'"),
+        ("dots/clouds/options.py", "SECTIONS =", "SECTION =", "dots", "options.py:1: SECTIONS is missing"),
+        ("dots/clouds/options.py", "METRICS =", "METRIC =", "dots", "options.py:1: METRICS is missing"),
+        ("dots/cards/dots.yaml", "kind: clouds", "kind: cloud", "dots", "Did you mean 'clouds'?"),
         ("dots/__init__.py", "", "raise OSError('gone')\n", "dots", "gone"),
     ],
 )

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from kdbench.catalog import EXTRAS, extra_of, families
+from kdbench.plan.catalog import EXTRAS, extra_of, families
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

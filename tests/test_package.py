@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import catalog
-from kdbench.cards import task_paths
+from kdbench.plan import catalog
+from kdbench.plan.cards import task_paths
 
 ROOT = Path(__file__).parent.parent
 

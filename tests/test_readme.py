@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cards, cli
-from kdbench.catalog import EXTRAS
+from kdbench.cli import main as cli
+from kdbench.plan import cards
+from kdbench.plan.catalog import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

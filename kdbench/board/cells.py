@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.catalog import installed_method
+from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
 from kdbench.results.stats import PairedDifference

@@ -12,7 +12,7 @@ from kdbench.board import plots, safe
 from kdbench.board.cells import score_title
 from kdbench.board.model import Task, View
 from kdbench.board.tables import headline_rows, judged_rows
-from kdbench.metrics import PERCENT
+from kdbench.plan.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.ranks import critical_difference
 from kdbench.results.record import Record

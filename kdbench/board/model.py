@@ -10,7 +10,7 @@ from statistics import fmean
 from pydantic import JsonValue
 
 from kdbench.board import safe
-from kdbench.cards import Card, card, task_paths
+from kdbench.plan.cards import Card, card, task_paths
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
 

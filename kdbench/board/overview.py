@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench import cards, describe
+from kdbench import describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
 from kdbench.board.model import Task, installed_card
 from kdbench.board.task_page import context, put
-from kdbench.catalog import installed_method, methods
+from kdbench.plan import cards
+from kdbench.plan.catalog import installed_method, methods
 from kdbench.results.compare import Comparison, Row
 
 

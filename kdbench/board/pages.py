@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from kdbench.board import safe
 from kdbench.board.model import Task
-from kdbench.catalog import PACKAGE
+from kdbench.plan.catalog import PACKAGE
 
 TITLE = "kdbench leaderboard"
 

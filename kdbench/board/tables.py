@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kdbench import metrics
 from kdbench.board import safe
 from kdbench.board.cells import (
     COSTS,
@@ -26,7 +25,8 @@ from kdbench.board.cells import (
     text,
 )
 from kdbench.board.model import Task, View, rows_of
-from kdbench.cards import Reported
+from kdbench.plan import metrics
+from kdbench.plan.cards import Reported
 from kdbench.results import render
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import fixed, number

@@ -9,8 +9,8 @@ from typing import Any
 from kdbench.board import export, figures, pages, safe, tables
 from kdbench.board.cells import Table
 from kdbench.board.model import Run, Task, View, installed_card
-from kdbench.cards import Card
-from kdbench.datasets import dataset
+from kdbench.plan.cards import Card
+from kdbench.plan.datasets import dataset
 from kdbench.results import render
 
 

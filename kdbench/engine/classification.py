@@ -16,8 +16,8 @@ from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
 from kdbench.engine.teachers import Outputs
-from kdbench.metrics import Undefined, scores
-from kdbench.options import Optimizer
+from kdbench.plan.metrics import Undefined, scores
+from kdbench.plan.options import Optimizer
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
 from kdbench.errors import UsageError
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")

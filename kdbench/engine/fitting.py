@@ -17,7 +17,7 @@ from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepStream
 from kdbench.engine.distributed import rank
 from kdbench.engine.method import Method
 from kdbench.hashing import remove_unfinished
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 EXPECTED = (
     r"The '\w+_dataloader' does not have many workers",  # small batches, made faster than workers could hand them over

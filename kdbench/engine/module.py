@@ -15,8 +15,8 @@ from kdbench.engine.method import Method, Step
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import Named, Outputs, Teacher
 from kdbench.errors import KdbenchError, NonFiniteLossError, UnknownNameError, unknown
-from kdbench.metrics import Undefined, defined
-from kdbench.options import Optimizer
+from kdbench.plan.metrics import Undefined, defined
+from kdbench.plan.options import Optimizer
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -59,7 +59,7 @@ class DistillationModule(pl.LightningModule):
     def results(self, split: str) -> Mapping[str, float | Undefined]:
         """The metrics of ``split`` over the batches since the last call, which they forget.
 
-        They are those of the family's ``METRICS``; :class:`kdbench.metrics.Undefined` where the labels define no value.
+        They are the kind's ``METRICS``; :class:`kdbench.plan.metrics.Undefined` where the labels define no value.
         """
 
     def scores(self, split: str) -> dict[str, float]:

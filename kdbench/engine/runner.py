@@ -16,8 +16,6 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from kdbench.catalog import family_module, imported, method
-from kdbench.config import RunConfig, run_folder
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
@@ -30,8 +28,11 @@ from kdbench.engine.task import Task
 from kdbench.engine.teachers import EMATeacher, Teacher
 from kdbench.errors import DataError, NonFiniteLossError, UsageError
 from kdbench.hashing import collected_digests, digest, write_atomic
-from kdbench.provenance import Made, finished, stale
+from kdbench.plan.catalog import imported, kind_module, method
+from kdbench.plan.config import RunConfig, run_folder
+from kdbench.plan.provenance import Made
 from kdbench.results import record as records
+from kdbench.results.finished import finished, stale
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
@@ -81,8 +82,8 @@ def load_method(config: RunConfig) -> Method:
 
 
 def load_task(config: RunConfig, store: StageStore) -> Task:
-    """The task object of a run, from the family's module of that kind."""
-    built: Task = family_module(config.family, config.kind).TASK(config, store)
+    """The task object of a run, from the module of its kind."""
+    built: Task = kind_module(config.family, config.kind, "task").TASK(config, store)
     return built
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from kdbench.errors import StaleCacheError
 from kdbench.hashing import digest, file_digest, write_atomic
-from kdbench.provenance import closure_digest
+from kdbench.plan.provenance import closure_digest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdbench.config import RunConfig
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.fitting import fit
@@ -24,8 +23,9 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
-from kdbench.metrics import named
-from kdbench.options import UNCHANGING
+from kdbench.plan.config import RunConfig
+from kdbench.plan.metrics import named
+from kdbench.plan.options import UNCHANGING
 
 
 @dataclass(frozen=True)

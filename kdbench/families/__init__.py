@@ -1,1 +1,1 @@
-"""Task families: one folder each, plus the methods that every family shares."""
+"""Task families: a folder each, with a package for each kind of its tasks."""

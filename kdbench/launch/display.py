@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kdbench.config import NamedRun, RunConfig
+from kdbench.plan.config import NamedRun, RunConfig
 
 
 def names_of(configs: Sequence[RunConfig]) -> dict[str, str]:

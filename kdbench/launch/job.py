@@ -15,11 +15,11 @@ from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdbench.catalog import require_extra
 from kdbench.errors import StoppedError
 from kdbench.launch.endings import Ending, told
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run
+from kdbench.plan.catalog import require_extra
 
 if TYPE_CHECKING:
     from kdbench.engine.runner import Outcome, Reporter

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from kdbench.cards import card
-from kdbench.catalog import require_extra
-from kdbench.config import RunConfig, expand_baselines
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
 from kdbench.launch.display import Bars, names_of
 from kdbench.launch.endings import Ending, disk_full, told
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
+from kdbench.plan.cards import card
+from kdbench.plan.catalog import require_extra
+from kdbench.plan.config import RunConfig, expand_baselines
 from kdbench.results.record import Record
 
 T = TypeVar("T")

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from kdbench.catalog import EXTRAS
 from kdbench.errors import DamagedError, KdbenchError, MissingExtraError, StoppedError, UsageError
 from kdbench.hashing import write_atomic
 from kdbench.launch.job import execute, journalled, on_signal, prepare
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run, Slurm, Sweep, shared
+from kdbench.plan.catalog import EXTRAS
 
 PREPARATION = "preparation"
 _INHERITED = re.compile(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from kdbench.config import NamedRun, run_folder
 from kdbench.errors import DamagedError
 from kdbench.hashing import write_atomic
+from kdbench.plan.config import NamedRun, run_folder
 from kdbench.results.record import Record, loads
 
 INTERVAL = 1.0  # seconds between two writes of a state that only progressed

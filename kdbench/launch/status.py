@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.config import run_folder
 from kdbench.errors import DamagedError
 from kdbench.launch import slurm, states
 from kdbench.launch.states import State
 from kdbench.launch.sweep import Run, Sweep
-from kdbench.provenance import stale
+from kdbench.plan.config import run_folder
+from kdbench.results.finished import stale
 from kdbench.results.record import InvalidRecord
 
 PHASES = ("pending", "running", "done", "failed", "lost")

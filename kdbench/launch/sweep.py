@@ -19,13 +19,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 from pydantic import BeforeValidator
 
-from kdbench.config import RunConfig, expand
 from kdbench.errors import CardError, DamagedError, UsageError, shown, unknown
 from kdbench.hashing import digest, write_atomic
-from kdbench.marked_yaml import line_of, read_yaml
-from kdbench.options import OptionError, build
-from kdbench.overrides import parse_overrides
-from kdbench.written import as_text
+from kdbench.plan.config import RunConfig, expand
+from kdbench.plan.marked_yaml import line_of, read_yaml
+from kdbench.plan.options import OptionError, build
+from kdbench.plan.overrides import parse_overrides
+from kdbench.plan.written import as_text
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from kdbench import hashing
-from kdbench.catalog import installed_method
-from kdbench.options import plain
+from kdbench.plan.catalog import installed_method
+from kdbench.plan.options import plain
 from kdbench.results.record import Data, Record, Teacher
 
 OWN_TEACHERS = ("ema", "co-trained", "several")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kdbench.axes import AXES, axis
-from kdbench.metrics import lookup, scores
+from kdbench.plan.metrics import lookup, scores
 
 if TYPE_CHECKING:
     from kdbench.results.record import Content

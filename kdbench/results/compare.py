@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import JsonValue
 
 from kdbench import hashing
-from kdbench.catalog import methods
-from kdbench.metrics import Mode
-from kdbench.options import plain
+from kdbench.plan.catalog import methods
+from kdbench.plan.metrics import Mode
+from kdbench.plan.options import plain
 from kdbench.results.headline import Headline, headline
 from kdbench.results.mixtures import Mixture, mixtures
 from kdbench.results.ranks import letters, pairwise
@@ -87,8 +87,8 @@ class Row:
 class Comparison:
     """Arms that share all but method, control and seed. ``mode`` is None where the metric's direction is not known.
 
-    ``unit`` is what the metric is shown in (:class:`kdbench.metrics.Metric`), ``settings`` are the options that the
-    user set for all arms. ``alone`` and ``kd`` are the labels of the baselines: of several arms of one name the one
+    ``unit`` is what the metric is shown in (:class:`kdbench.plan.metrics.Metric`), ``settings`` are the options that
+    the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines: of several arms of one name the one
     with default hyper-parameters, else the one with most seeds, and of those the one with the best mean validation
     score. ``mixed`` tells in what else than their method arms of one seed differ.
     """

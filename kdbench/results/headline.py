@@ -6,10 +6,10 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kdbench import metrics
-from kdbench.cards import read_card, task_paths
 from kdbench.errors import KdbenchError
-from kdbench.metrics import Mode
+from kdbench.plan import metrics
+from kdbench.plan.cards import read_card, task_paths
+from kdbench.plan.metrics import Mode
 from kdbench.results.record import Record
 
 

@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kdbench import hashing
-from kdbench.cards import Card, card, task_paths
-from kdbench.catalog import offered_methods
-from kdbench.config import RunConfig, from_json, resolve
-from kdbench.datasets import dataset
 from kdbench.errors import CardError, UsageError
-from kdbench.overrides import Override, parse_overrides
+from kdbench.plan.cards import Card, card, task_paths
+from kdbench.plan.catalog import offered_methods
+from kdbench.plan.config import RunConfig, from_json, resolve
+from kdbench.plan.datasets import dataset
+from kdbench.plan.overrides import Override, parse_overrides
 from kdbench.results.record import ARM_KEYS, Problem, Record, group_of
 
 AHEAD = timedelta(days=1)

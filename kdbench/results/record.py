@@ -29,7 +29,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from kdbench import hashing
 from kdbench.errors import KdbenchError
-from kdbench.options import identity
+from kdbench.plan.options import identity
 from kdbench.results import checks
 from kdbench.results.checks import Fault, Loc
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kdbench.metrics import PERCENT
+from kdbench.plan.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.mixtures import Mixture
 from kdbench.results.stats import PairedDifference

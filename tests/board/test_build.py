@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
 from kdbench.board import place
 from kdbench.board.build import build
+from kdbench.cli import main as cli
 from kdbench.errors import UsageError
 
 

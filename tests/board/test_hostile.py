@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kdbench import cli
 from kdbench.board import safe
 from kdbench.board.build import build
+from kdbench.cli import main as cli
 from kdbench.results.record import InvalidRecord, Record
 
 Fields = dict[str, Any]

@@ -16,8 +16,8 @@ import pytest
 from kdbench.board import cells, docstrings, figures, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
-from kdbench.cards import Reported, card
 from kdbench.hashing import canonical_json
+from kdbench.plan.cards import Reported, card
 from kdbench.results import compare, render, store
 from kdbench.results.record import Record
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
 from kdbench.board import serve as serving
 from kdbench.board.build import build
+from kdbench.cli import main as cli
 
 
 def test_it_serves_the_site_and_ends_quietly(records: Path, tmp_path: Path) -> None:

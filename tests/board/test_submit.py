@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kdbench import cli
 from kdbench.board import submit
+from kdbench.cli import main as cli
 from kdbench.errors import UsageError
 from kdbench.results import record as recording
 from kdbench.results import store

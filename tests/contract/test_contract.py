@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench import cards, catalog
-from kdbench.cards import section_types
-from kdbench.config import RunConfig, resolve
-from kdbench.datasets import dataset
 from kdbench.engine.method import Method
 from kdbench.engine.runner import Session, load_method, run, run_folder
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import FrozenTeacher, weights_digest
 from kdbench.errors import UsageError
+from kdbench.plan import cards, catalog
+from kdbench.plan.cards import section_types
+from kdbench.plan.config import RunConfig, resolve
+from kdbench.plan.datasets import dataset
 from kdbench.results import store
 
 EPOCHS = 4
@@ -181,7 +181,7 @@ def test_the_teacher_stays_out_of_training(task: str, method: str, tmp_path: Pat
 
 def task_type(task: str) -> type[Task]:
     card = cards.card(task)
-    found: type[Task] = catalog.family_module(card.family, card.kind).TASK
+    found: type[Task] = catalog.kind_module(card.family, card.kind, "task").TASK
     return found
 
 

@@ -18,7 +18,7 @@ import kdbench
 from kdbench.engine.callbacks import CheckedCheckpoints, Curves, Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.teachers import EMATeacher
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 EPOCHS = 4
 OPTIONS = Trainer(max_epochs=EPOCHS, accelerator="cpu", checkpoint_every_n_epochs=1)

@@ -18,7 +18,7 @@ from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method, Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, EMATeacher, FrozenTeacher, RandomTeacher, Teacher
 from kdbench.errors import KdbenchError, NonFiniteLossError
-from kdbench.options import Optimizer, Trainer
+from kdbench.plan.options import Optimizer, Trainer
 
 X = torch.arange(48.0).reshape(12, 4).cos()
 Y = torch.arange(12) % 3

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.config import RunConfig, expand
 from kdbench.engine import runner
+from kdbench.plan.config import RunConfig, expand
 
 ROUNDS, TOGETHER = 25, 3
 

@@ -8,7 +8,7 @@ from kdbench.engine.distributed import check_started, gather, rank
 from kdbench.engine.losses import distillation_kl, info_nce
 from kdbench.engine.schedules import linear_ramp
 from kdbench.errors import UsageError
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench import cli
-from kdbench.config import expand
+from kdbench.cli import main as cli
 from kdbench.engine import fitting
 from kdbench.engine.runner import Outcome, Silent, run
+from kdbench.plan.config import expand
 from kdbench.results.record import loads
 
 PLAIN = ["student.dropout=0", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.schedule=constant"]

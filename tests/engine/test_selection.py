@@ -15,7 +15,7 @@ from kdbench.engine.callbacks import Curves, Selection
 from kdbench.engine.fitting import fit
 from kdbench.engine.teachers import EMATeacher
 from kdbench.errors import KdbenchError
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 SCORES = [0.1, 0.8, 0.8, 0.3]
 

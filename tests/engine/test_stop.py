@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdbench.engine.callbacks import stop_asked
 from kdbench.engine.fitting import fit
 from kdbench.errors import StoppedError
-from kdbench.options import Trainer
+from kdbench.plan.options import Trainer
 
 EPOCHS = 6
 OPTIONS = Trainer(max_epochs=EPOCHS, accelerator="cpu", checkpoint_every_n_epochs=100)

@@ -25,7 +25,7 @@ from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method
 from kdbench.engine.teachers import EMATeacher
 from kdbench.errors import KdbenchError
-from kdbench.options import Optimizer, Trainer
+from kdbench.plan.options import Optimizer, Trainer
 
 folder, processes = Path(sys.argv[1]), int(sys.argv[2])
 X, Y = torch.arange(240.0).reshape(60, 4).cos(), torch.arange(60) % 3

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.config import expand
 from kdbench.engine.runner import Outcome, Silent, run
+from kdbench.plan.config import expand
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdbench.config import expand
 from kdbench.engine.runner import load_task
 from kdbench.engine.stages import StageStore
+from kdbench.plan.config import expand
 
 TASKS = ["gnn", "graph_classification", "paired_classification", "hippocampus"]
 

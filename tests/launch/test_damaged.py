@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
-from kdbench.config import run_folder
+from kdbench.cli import main as cli
 from kdbench.errors import DamagedError
 from kdbench.launch import slurm, states
 from kdbench.launch.status import statuses
 from kdbench.launch.sweep import Sweep, from_words, load
+from kdbench.plan.config import run_folder
 
 DAMAGES = [b"", b'{"runs": [', b"[1, 2]", b"null", b"\x00" * 64, b"\xff\xfe", b"[" * 100_000, b'{"phase": "done"}']
 WORDS = ["task=gnn", "method=alone", "seed=0..1", "trainer.max_epochs=1", "name=first"]

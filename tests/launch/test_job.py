@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.config import RunConfig
 from kdbench.engine import runner
 from kdbench.errors import KdbenchError, StoppedError
 from kdbench.launch.job import prepare
 from kdbench.launch.sweep import from_words
+from kdbench.plan.config import RunConfig
 
 
 @pytest.mark.parametrize(("error", "asked"), [(StoppedError, 1), (KdbenchError, 2)])

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from kdbench import cli
-from kdbench.config import RunConfig, expand, run_folder
+from kdbench.cli import main as cli
 from kdbench.engine import runner
 from kdbench.errors import UsageError
 from kdbench.launch import local
@@ -24,6 +23,7 @@ from kdbench.launch.endings import Ending
 from kdbench.launch.pool import _Queue
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Run, from_words
+from kdbench.plan.config import RunConfig, expand, run_folder
 
 GRID = ["task=gnn", "method=kd", "seed=0..1", "trainer.max_epochs=2"]
 

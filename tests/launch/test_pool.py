@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from kdbench import cli
-from kdbench.config import run_folder
+from kdbench.cli import main as cli
 from kdbench.launch import states
 from kdbench.launch.sweep import Sweep, from_words, load
+from kdbench.plan.config import run_folder
 from kdbench.results import record as records
 
 QUICK = ["trainer.max_epochs=1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
+from kdbench.cli import main as cli
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch import slurm
 from kdbench.launch.status import statuses

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import cli
+from kdbench.cli import main as cli
 from kdbench.errors import UsageError
 from kdbench.launch import sweep as sweeps
 from kdbench.launch.sweep import from_words, labels, load, names, shared
@@ -242,7 +242,7 @@ def test_labels_leave_out_what_all_share(tmp_path: Path) -> None:
 def test_ten_thousand_runs_are_planned_by_resolving_each_combination_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdbench import config
+    from kdbench.plan import config
 
     resolved = []
     resolve = config.resolve

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kdbench import hashing
-from kdbench.config import from_json
+from kdbench.plan.config import from_json
 from kdbench.results import agree, store
 from kdbench.results.record import Record, dumps, group_of, loads, seal
 
@@ -146,7 +146,7 @@ def test_a_clock_may_go_a_little_ahead(kd: Body, tmp_path: Path) -> None:
 def test_another_hash_of_the_same_options_names_the_hash(
     kd: Body, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdbench.config import RunConfig
+    from kdbench.plan.config import RunConfig
 
     monkeypatch.setattr(RunConfig, "hash", property(lambda config: "0" * 64))
     store.write(resealed(kd, lambda body: None), tmp_path / "x.json")

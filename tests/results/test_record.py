@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from kdbench import hashing
 from kdbench.errors import UsageError
-from kdbench.metrics import scores
+from kdbench.plan.metrics import scores
 from kdbench.results import store
 from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads, seal
 

@@ -12,7 +12,7 @@ import torch
 from scipy import stats as scipy_stats
 from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
 
-from kdbench.metrics import scores
+from kdbench.plan.metrics import scores
 from kdbench.results.stats import (
     RESOLUTION,
     adjusted,

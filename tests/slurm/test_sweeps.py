@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from local_cluster import LocalCluster
 
-from kdbench import cli
-from kdbench.config import run_folder
+from kdbench.cli import main as cli
 from kdbench.launch import slurm, states
 from kdbench.launch.status import RunStatus, statuses
 from kdbench.launch.sweep import Sweep, from_words, load
+from kdbench.plan.config import run_folder
 
 SMALL = ["slurm.memory=2GB", "slurm.cpus=1", "slurm.time=10"]
 PLAIN = ["trainer.max_epochs=10"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdbench import datasets
-from kdbench.families.graph import data
+from kdbench.families.graph.node_classification import data
 from kdbench.hashing import file_digest
+from kdbench.plan import datasets
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ import scipy.sparse as sp
 
 from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError, UsageError
-from kdbench.families.graph import data, graph_data
-from kdbench.families.graph.options import GraphData, NodeData
+from kdbench.families.graph.graph_classification import data as graph_data
+from kdbench.families.graph.graph_classification.options import GraphData
+from kdbench.families.graph.node_classification import data
+from kdbench.families.graph.node_classification.options import NodeData
 
 Publish = Callable[[str, Mapping[str, bytes]], Path]
 

@@ -12,8 +12,8 @@ import pytest
 
 LAYERS = """
 import torch
-from kdbench.families.graph.models import GNN
-from kdbench.families.graph.options import NodeStudent
+from kdbench.families.graph.node_classification.networks import GNN
+from kdbench.families.graph.node_classification.options import NodeStudent
 for name in ("gcn", "gat", "sage", "gin"):
     torch.manual_seed(0)
     network = GNN(3, 2, NodeStudent(name=name, width=8)).eval()

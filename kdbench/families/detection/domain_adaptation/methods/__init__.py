@@ -1,0 +1,1 @@
+"""Methods for domain adaptation: a file each."""

@@ -1,0 +1,93 @@
+"""Options of the detection family's tasks; importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, Len
+
+from kdbench.plan.metrics import share
+
+
+@dataclass(frozen=True)
+class AdaptationData:
+    """A labelled source domain and an unlabelled target domain with the same classes."""
+
+    short_side: Annotated[int, Gt(0)] = 600
+    """Pixels of an image's short side (images keep their aspect ratio)."""
+    long_side: Annotated[int, Gt(0)] = 1333
+    """Bound on the long side, pixels."""
+    batch_size: Annotated[int, Gt(0)] = 1
+    """Target images a step."""
+    source_batch_size: Annotated[int, Gt(0)] = 1
+    """Source images a step."""
+    source_images: Annotated[int, Gt(0)] = 32
+    """Generated images: source training images."""
+    target_images: Annotated[int, Gt(0)] = 16
+    """Generated images: target training images; validation and test have half as many each."""
+    shift: Annotated[float, Interval(ge=0, le=1)] = 0.6
+    """Generated images: distance of the target domain (stain and blur); 0 for none."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A Faster R-CNN and its training on the source domain, with which every arm begins."""
+
+    name: Literal["r18_fpn", "r50_c4"] = "r50_c4"
+    """r18_fpn: ResNet-18 with GroupNorm, feature pyramid; r50_c4: ResNet-50 with frozen
+    BatchNorm, RoI head on stage 5, stem and stage 2 frozen."""
+    base_channels: Annotated[int, Gt(7)] = 64
+    """Channels of the backbone's first stage; a multiple of 8."""
+    levels: Annotated[int, Interval(ge=1, le=3)] = 3
+    """r18_fpn: levels of the pyramid, from stride 8 on; the backbone ends with the last."""
+    neck_channels: Annotated[int, Gt(0)] = 256
+    """r18_fpn: channels of the pyramid."""
+    head_channels: Annotated[int, Gt(0)] = 1024
+    """r18_fpn: width of the RoI head's two hidden layers."""
+    anchor_scales: Annotated[tuple[float, ...], Len(min_length=1)] = (8, 16, 32)
+    """Anchor sizes in units of the stride; each with aspect ratios 1/2, 1 and 2."""
+    anchors: Annotated[int, Gt(0)] = 256
+    """Anchors sampled per image for the region proposal loss, at most half of them positive."""
+    regions: Annotated[int, Gt(0)] = 512
+    """Regions sampled per image for the RoI head's loss, at most a quarter of them positive."""
+    proposals: Annotated[int, Gt(0)] = 300
+    """Region proposals per image of a detector that predicts."""
+    training_proposals: Annotated[int, Gt(0)] = 2000
+    """Region proposals per image of a detector in training."""
+    weights: str | None = None
+    """Backbone to begin with: a torchvision name such as ResNet50_Weights.IMAGENET1K_V1, or the path of such a file
+    (.pth, .safetensors); null for random weights."""
+    source_epochs: Annotated[int, Gt(0)] = 24
+    """Epochs on the source domain; the best of its validation is taken."""
+    source_validations: Annotated[int, Gt(0)] = 6
+    """Validations on the source domain, evenly over its epochs."""
+    source_optimizer: Literal["adamw", "sgd"] = "sgd"
+    """Optimiser on the source domain (weight decay 1e-4; cosine schedule)."""
+    source_lr: Annotated[float, Gt(0)] = 1e-3
+    """Learning rate on the source domain."""
+
+
+@dataclass(frozen=True)
+class MeanTeacher:
+    """The moving average of the student that labels the target images, and is deployed."""
+
+    keep: Annotated[float, Interval(ge=0, lt=1)] = 0.75
+    """Share of the teacher that an update keeps."""
+    every: Annotated[int, Ge(1)] | None = None
+    """Optimiser steps between updates; null for one update an epoch (released code)."""
+    cache: bool = False
+    """Not for a teacher that moves."""
+
+
+SECTIONS = {"data": AdaptationData, "student": Detector, "teacher": MeanTeacher}
+
+_BOXES = (
+    share("map50", "average precision at IoU 0.5, averaged over the classes with a true box"),
+    share("map", "average precision, averaged over IoU 0.5, 0.55, … 0.95 and those classes"),
+    share("ar100", "recall of at most 100 boxes an image, averaged over IoU and those classes"),
+    share("ap50_*", "average precision of one class at IoU 0.5"),
+    share("ar100_*", "average recall of one class"),
+)
+
+METRICS = (*_BOXES, *(replace(m, name=f"student_{m.name}", doc=f"{m.doc}; raw student") for m in _BOXES))

@@ -1,0 +1,225 @@
+"""Source-free adaptive detection: the LightningModule, the source detector that every arm begins with, the task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchmetrics.detection import MeanAveragePrecision
+
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.task import DataFacts, Task
+from kdbench.engine.teachers import FrozenTeacher, Outputs
+from kdbench.families.detection.domain_adaptation import domains, views
+from kdbench.families.detection.domain_adaptation import networks as models
+from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, Loaders, collate
+from kdbench.families.detection.domain_adaptation.networks import Truth
+from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector
+from kdbench.plan.config import RunConfig
+from kdbench.plan.datasets import dataset
+from kdbench.plan.metrics import Undefined
+from kdbench.plan.options import Optimizer, plain
+
+SOURCE = "source-detector"
+
+
+class AdaptiveDetection(DistillationModule):
+    """Detection losses where a batch has boxes, none where it has not; in eval, detections.
+
+    ``flips`` chooses the source domain's view of labelled images instead of the strong one.
+    """
+
+    def __init__(self, student: nn.Module, optimizer: Optimizer, classes: Sequence[str], flips: bool) -> None:
+        super().__init__(student, optimizer)
+        self.classes, self.flips = tuple(classes), flips
+        self.metrics = nn.ModuleDict({"val_": _precision(), "test_": _precision()})
+
+    def forward_batch(self, batch: Batch) -> Outputs:
+        if not self.training:
+            return models.predict(self.student, batch.images, batch.sizes)
+        if not isinstance(batch, LabelledBatch):
+            return {}
+        if self.flips:
+            images, truth = views.jittered(batch.images, batch.sizes, batch.truth)
+        else:
+            images, truth = views.strong(batch.images, batch.sizes), batch.truth
+        return batch_losses(self.student, images, batch.sizes, truth)
+
+    def targets(self, batch: Batch) -> list[Truth] | Tensor:
+        return batch.truth if isinstance(batch, LabelledBatch) else batch.rows
+
+    def task_terms(self, output: Outputs, targets: Any) -> Mapping[str, Tensor]:
+        return {name: value for name, value in output.items() if name in models.LOSSES}
+
+    def evaluate(self, split: str, output: Outputs, targets: Sequence[Truth]) -> None:
+        keys = ("boxes", "scores", "labels")
+        rows = [dict(zip(keys, row, strict=True)) for row in zip(*(output[key] for key in keys), strict=True)]
+        found = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
+        self._metric(split).update(found, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
+
+    def results(self, split: str) -> dict[str, float | Undefined]:
+        metric = self._metric(split)
+        values = metric.compute()
+        metric.reset()
+        return scores(values, self.classes)
+
+    def _metric(self, split: str) -> MeanAveragePrecision:
+        metric = self.metrics[f"{split}_"]
+        assert isinstance(metric, MeanAveragePrecision)
+        return metric
+
+
+def _precision() -> MeanAveragePrecision:
+    metric = MeanAveragePrecision(
+        max_detection_thresholds=[1, 10, models.DETECTIONS], extended_summary=True, sync_on_compute=False
+    )
+    metric.warn_on_many_detections = False
+    return metric
+
+
+def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float | Undefined]:
+    """``map50`` (mean AP at IoU 0.5), ``map`` (IoU 0.5…0.95), ``ar100``, and ``ap50``, ``ar100`` of each class.
+
+    ``values``: what torchmetrics' MeanAveragePrecision computes with ``extended_summary``. Classes without a true box
+    have no entry and count in no mean; torchmetrics' −1 of a split without any true box is no score.
+    """
+    means = {"map50": float(values["map_50"]), "map": float(values["map"]), "ar100": float(values["mar_100"])}
+    nothing = Undefined(f"no image has a box of {', '.join(classes)}")
+    told = {name: nothing if value < 0 else value for name, value in means.items()}
+    for place, number in enumerate(values["classes"].flatten().tolist()):
+        precision = values["precision"][0, :, place, 0, -1]  # [recall thresholds] at IoU 0.5, all sizes
+        recall = values["recall"][:, place, 0, -1]  # [IoU thresholds]
+        if (precision > -1).any():
+            told[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
+            told[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
+    return told
+
+
+def batch_losses(network: Any, images: Tensor, sizes: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
+    """:func:`models.losses` of a batch of images."""
+    maps = network.extract_feat(models.normalised(images, sizes))
+    return models.losses(network, maps, models.samples(images, sizes), truth)
+
+
+class AdaptationTask(Task):
+    """Source-free adaptation for the engine. No method is given labels of target training images, but the oracle."""
+
+    cacheable = False
+    selects: ClassVar[Literal["best", "last"]] = "last"
+    data_options: AdaptationData
+    student_options: Detector
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        super().__init__(config, store)
+        self.data_options, self.student_options = config.data, config.student
+        self.domains: Domains = domains.load(config.dataset, config.data)
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        told, info = self.domains, dataset(self.config.dataset)
+        sizes = {"train": len(told.target_train), "val": len(told.target_val), "test": len(told.target_test)}
+        groups = torch.zeros(sizes["train"], dtype=torch.int64)
+        sha256 = (told.sha256, told.split_sha256)
+        return DataFacts(told.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
+
+    def data(self) -> Loaders:
+        told = self.domains
+        return Loaders(
+            told.target_train, told.target_val, told.target_test, self.data_options.batch_size, self.config.seed
+        )
+
+    def labelled(self) -> Loaders:
+        """The same loaders with the target's training labels: for the oracle alone."""
+        told, labelled = self.domains, domains.hidden(self.config.dataset, self.data_options)
+        return Loaders(labelled, told.target_val, told.target_test, self.data_options.batch_size, self.config.seed)
+
+    def foundation(self) -> Sequence[Stage]:
+        return [SourceTask(self.config, self.store).stage()]
+
+    def network(self) -> nn.Module:
+        """A freshly initialised detector."""
+        return models.build(self.student_options, len(self.domains.classes))
+
+    def student(self) -> nn.Module:
+        """The detector of the source domain."""
+        network = self.network()
+        network.load_state_dict(load_file(self.folder(SOURCE) / "weights.safetensors"))
+        return network
+
+    def module(self, student: nn.Module) -> AdaptiveDetection:
+        return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=False)
+
+    def example(self) -> Batch:
+        return collate(
+            self.domains.target_train, range(min(self.data_options.batch_size, len(self.domains.target_train)))
+        )
+
+    def batch_of(self, rows: Tensor) -> Batch:
+        return collate(self.domains.target_train, rows.tolist())
+
+    def rows_of(self, batch: Batch) -> Tensor:
+        return batch.rows
+
+    def steps(self) -> int:
+        """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""
+        trainer = self.config.trainer
+        rows = math.ceil(len(self.domains.target_train) / trainer.processes)
+        return math.ceil(math.ceil(rows / self.data_options.batch_size) / trainer.accumulate_grad_batches)
+
+    def stages(self) -> Sequence[Stage]:
+        return ()
+
+    def live_teacher(self) -> FrozenTeacher:
+        return FrozenTeacher(self.student(), forward)
+
+    def teacher_facts(self) -> dict[str, Any]:
+        description = "Faster R-CNN trained on the source domain"
+        return {"kind": "frozen", "description": description, "metrics": {"val": {}, "test": {}}, "predictions": None}
+
+
+def forward(network: nn.Module, batch: Batch) -> Outputs:
+    """A detector's predictions for a batch."""
+    return models.predict(network, batch.images, batch.sizes)
+
+
+class SourceTask(AdaptationTask):
+    """Supervised detection on the source domain with its own optimiser; the best of its validation is taken."""
+
+    selects: ClassVar[Literal["best", "last"]] = "best"
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        own: Detector = config.student
+        optimizer = Optimizer(own.source_optimizer, own.source_lr, weight_decay=1e-4, schedule="cosine")
+        trainer = replace(
+            config.trainer,
+            check_val_every_n_epoch=max(1, own.source_epochs // own.source_validations),
+            accumulate_grad_batches=1,
+        )
+        super().__init__(replace(config, optimizer=optimizer, trainer=trainer), store)
+
+    def data(self) -> Loaders:
+        told = self.domains
+        return Loaders(told.source_train, told.source_val, None, self.data_options.source_batch_size, self.config.seed)
+
+    def module(self, student: nn.Module) -> AdaptiveDetection:
+        return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)
+
+    def stage(self) -> Stage:
+        """The stage that every arm of a seed begins with."""
+        inputs = {
+            "data": self.domains.sha256,
+            "views": {**plain(self.data_options), "batch_size": None},
+            "detector": plain(self.student_options),
+        }
+        epochs = self.student_options.source_epochs
+        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed)
+
+
+TASK = AdaptationTask

@@ -1,0 +1,141 @@
+"""Condensing graphs into the sets of computation trees that are frequent in their class (Mirage's data stage)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kdbench.engine.stages import Stage, StageResult
+from kdbench.errors import UsageError
+from kdbench.families.graph.graph_classification.data import Graphs, GraphSet, concatenate
+from kdbench.families.graph.graph_classification.itemsets import frequent_itemsets
+from kdbench.families.graph.graph_classification.trees import Trees, colour, expand
+
+STAGE = "condense"
+CAP = 10_000
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Thresholds and treatment of shared sets that are used for a data set unless told otherwise."""
+
+    theta: tuple[int, int]
+    drop_shared: bool = False
+
+
+DEFAULTS = {
+    "motifs": Defaults((40, 40)),
+    "molbace": Defaults((150, 104)),
+    "nci1": Defaults((440, 570), drop_shared=True),
+    "imdb_b": Defaults((9, 10), drop_shared=True),
+    "mutag": Defaults((10, 30)),
+}
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """Frequent tree sets as tiny training graphs."""
+
+    graphs: Graphs
+    support: Tensor
+    """Training graphs of the class that hold each set, int64 ``[p]``."""
+    facts: Mapping[str, Any]
+    """``trees`` and ``patterns`` of each class, patterns ``kept``, and ``bytes`` of the graphs."""
+
+
+def condense(graphs: Graphs, hops: int, theta: tuple[int, int], drop_shared: bool) -> Condensed:
+    """Mine the sets of trees of depth ``hops`` that at least ``theta[c]`` graphs of class c hold, and build them.
+
+    A graph counts for the set of its trees, those of isolated nodes left out. ``drop_shared`` removes sets that are
+    frequent in both classes. Raises :class:`UsageError` where a class has no set, or more than 10,000.
+    """
+    found = colour(graphs, hops)
+    mined = [mine(found, label, theta[label]) for label in (0, 1)]
+    shared = mined[0].keys() & mined[1].keys() if drop_shared else set()
+    kept = [{pattern: count for pattern, count in one.items() if pattern not in shared} for one in mined]
+    for label, one in enumerate(kept):
+        if not one:
+            why = f"all {len(mined[label])} are frequent in both classes" if mined[label] else "none is that frequent"
+            raise UsageError(
+                f"No set of trees is left for class {label}: {why}. Lower its threshold (method.theta={list(theta)}), "
+                f"raise the other class's{', or keep shared sets (method.drop_shared=false)' if shared else ''}."
+            )
+    final = found.colours[-1]
+    node_of = np.empty(int(final.max()) + 1, dtype=np.int64)
+    node_of[final[::-1]] = np.arange(len(final))[::-1]
+    chosen = [(label, pattern, count) for label, one in enumerate(kept) for pattern, count in one.items()]
+    built = concatenate([expand(found, node_of[list(pattern)], label) for label, pattern, _ in chosen])
+    facts = {
+        "trees": [len(np.unique(final[_nodes(graphs, label)])) for label in (0, 1)],
+        "patterns": [len(one) for one in mined],
+        "kept": [len(one) for one in kept],
+        "bytes": built.bytes,
+    }
+    return Condensed(built, torch.tensor([count for _, _, count in chosen]), facts)
+
+
+def mine(found: Trees, label: int, threshold: int) -> dict[tuple[int, ...], int]:
+    """The tree sets that at least ``threshold`` graphs of class ``label`` hold, as sorted colours -> support.
+
+    Most frequent first, then by size and colour. Raises :class:`UsageError` for more than 10,000.
+    """
+    nodes = _nodes(found.graphs, label) & (found.degrees > 0)
+    graph = np.repeat(np.arange(len(found.graphs)), found.graphs.nodes.numpy())[nodes]
+    colours = found.colours[-1][nodes]
+    pairs = np.unique(graph * (int(found.colours[-1].max(initial=0)) + 1) + colours)
+    transactions, items = np.divmod(pairs, int(found.colours[-1].max(initial=0)) + 1)
+    sets = list(islice(frequent_itemsets(transactions, items, threshold), CAP + 1))
+    if len(sets) > CAP:
+        raise UsageError(
+            f"More than {CAP} sets of trees are in at least {threshold} graphs of class {label}. "
+            f"Raise the threshold of class {label} (method.theta)."
+        )
+    return dict(sorted(sets, key=lambda one: (-one[1], len(one[0]), one[0])))
+
+
+def _nodes(graphs: Graphs, label: int) -> np.ndarray:
+    """Which nodes are of graphs of that class, bool ``[n]``."""
+    nodes: np.ndarray = (graphs.y == label).repeat_interleave(graphs.nodes).numpy()
+    return nodes
+
+
+def settings(
+    name: str, layers: int, hops: int | None, theta: tuple[int, int] | None, drop_shared: bool | None
+) -> dict[str, Any]:
+    """The options of :func:`condense`, those left open filled in: as many hops as layers, the data set's defaults."""
+    if theta is None and name not in DEFAULTS:
+        raise UsageError(f"There are no thresholds for {name}: give method.theta=[…,…], one a class.")
+    default = DEFAULTS.get(name, Defaults(theta or (1, 1)))
+    shared = default.drop_shared if drop_shared is None else drop_shared
+    return {"hops": hops or layers, "theta": list(theta or default.theta), "drop_shared": shared}
+
+
+def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:
+    """The stage that condenses the training graphs; it depends on no run seed and no student."""
+
+    def run(folder: Path, upstream: Mapping[str, StageResult]) -> Mapping[str, Any]:
+        train = data.graphs.take(data.ids("train"))
+        done = condense(train, **{**options, "theta": tuple(options["theta"])})
+        fields = ("x", "edges", "edge_labels", "y", "nodes", "sizes", "read")
+        tensors = {name: getattr(done.graphs, name).contiguous() for name in fields}
+        save_file({**tensors, "support": done.support}, folder / "condensed.safetensors")
+        return done.facts
+
+    inputs = {**options, "data": data.sha256, "split": data.split_sha256, "cap": CAP}
+    return Stage(STAGE, inputs, run)
+
+
+def load(folder: Path) -> Condensed:
+    """What the stage left in its folder."""
+    tensors = load_file(folder / "condensed.safetensors")
+    support = tensors.pop("support")
+    return Condensed(Graphs(**tensors), support, json.loads((folder / "stage.json").read_text())["info"])

@@ -1,0 +1,66 @@
+"""Options of graph classification; importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from kdbench.plan.metrics import share
+
+
+@dataclass(frozen=True)
+class GraphData:
+    """A set of small labelled graphs."""
+
+    batch_size: Annotated[int, Gt(0)] = 64
+    """Training graphs a step."""
+    graphs: Annotated[int, Gt(19)] = 400
+    """Generated set: number of graphs."""
+
+
+@dataclass(frozen=True)
+class GraphStudent:
+    """A message-passing network for whole graphs: label embeddings, convolutions, pooling, dropout, linear head."""
+
+    name: Literal["gcn", "gat", "gin"] = "gin"
+    """Convolution: GCN, GAT (4 heads), GIN; all of them read edge labels where there are any."""
+    width: Annotated[int, Gt(3)] = 128
+    """Width of every state."""
+    layers: Annotated[int, Gt(0)] = 3
+    """Message-passing layers."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5
+    """Dropout of the pooled state."""
+    pool: Literal["sum", "mean"] = "sum"
+    """How the nodes' last states make the graph's."""
+
+
+@dataclass(frozen=True)
+class GraphTeacher:
+    """The frozen teacher: a network of the student's kind, trained on the labels of all training graphs."""
+
+    name: Literal["gcn", "gat", "gin"] = "gin"
+    """Convolution: GCN, GAT (4 heads), GIN."""
+    width: Annotated[int, Gt(3)] = 128
+    """Width of every state."""
+    layers: Annotated[int, Gt(0)] = 3
+    """Message-passing layers."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.5
+    """Dropout of the pooled state."""
+    pool: Literal["sum", "mean"] = "sum"
+    """How the nodes' last states make the graph's."""
+    epochs: Annotated[int, Gt(0)] = 30
+    """Epochs of the teacher's training."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the teacher's training; one teacher serves all run seeds."""
+    cache: bool = True
+    """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
+
+
+SECTIONS = {"data": GraphData, "student": GraphStudent, "teacher": GraphTeacher}
+
+METRICS = (
+    share("auc", "area under the ROC curve of z_1 − z_0; not defined where all graphs are of one class"),
+    share("accuracy", "share of examples whose largest logit is that of their class"),
+)

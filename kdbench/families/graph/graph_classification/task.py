@@ -1,0 +1,232 @@
+"""Classification of whole graphs: the LightningModule, the loaders and the teacher of this kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, DistributedSampler
+from torch_geometric.data import Batch
+from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
+
+from kdbench.engine.losses import at_least_float32
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.seeds import axis
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.task import DataFacts, Task
+from kdbench.engine.teachers import FrozenTeacher, Outputs
+from kdbench.families.graph.graph_classification.data import Graphs, GraphSet, load
+from kdbench.families.graph.graph_classification.networks import GraphNet
+from kdbench.families.graph.graph_classification.options import GraphData, GraphStudent, GraphTeacher
+from kdbench.families.graph.node_classification.data import SPLITS
+from kdbench.plan.config import RunConfig
+from kdbench.plan.datasets import dataset
+from kdbench.plan.metrics import Undefined, defined
+
+EVALUATED = 1024  # graphs at once where nothing is trained
+
+
+class GraphClassification(DistillationModule):
+    """Cross-entropy on the batch's graphs; a batch is a PyG batch."""
+
+    def __init__(self, student: nn.Module, config: RunConfig) -> None:
+        super().__init__(student, config.optimizer)
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
+        self._details: dict[str, Any] = {}
+
+    def forward_batch(self, batch: Batch) -> Outputs:
+        return {"logits": self.student(batch)}
+
+    def targets(self, batch: Batch) -> Tensor:
+        y: Tensor = batch.y
+        return y
+
+    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
+        return {"task": F.cross_entropy(at_least_float32(output["logits"]), targets)}
+
+    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
+        self._seen[split].append((output["logits"].detach().cpu(), targets.cpu()))
+
+    def results(self, split: str) -> dict[str, float | Undefined]:
+        if not self._seen[split]:
+            return dict.fromkeys(("auc", "accuracy"), Undefined("it has no graphs"))
+        logits, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
+        self._seen[split] = []
+        if split == "test":
+            predicted = logits.argmax(dim=-1)
+            confusion = binary_confusion_matrix(predicted, targets).tolist()
+            self._details = {"confusion": confusion, "predictions": digits(predicted)}
+        return scores(logits, targets)
+
+    def details(self) -> dict[str, Any]:
+        return self._details
+
+
+def scores(logits: Tensor, targets: Tensor) -> dict[str, float | Undefined]:
+    """``auc`` (area under the ROC curve of ``z_1 − z_0``) and ``accuracy`` for logits ``[b, 2]``.
+
+    The area keeps torchmetrics' float32 sum: of epochs with equal areas its last bits have chosen, and go on to.
+    """
+    accuracy = int((logits.argmax(dim=-1) == targets).sum()) / len(targets)
+    classes = torch.unique(targets).tolist()
+    if len(classes) < 2:
+        return {"auc": Undefined(f"all {len(targets)} graphs are of class {classes[0]}"), "accuracy": accuracy}
+    ranks = torch.unique(logits[:, 1].double() - logits[:, 0].double(), return_inverse=True)[1]
+    # torchmetrics squeezes scores outside [0, 1] through a sigmoid, which ties large ones
+    auc = binary_auroc(ranks.double() / max(1, len(ranks)), targets)
+    return {"auc": float(auc), "accuracy": accuracy}
+
+
+def digits(predictions: Tensor) -> str | None:
+    """One digit a prediction; None for more than 10,000 graphs."""
+    return "".join(map(str, predictions.tolist())) if len(predictions) <= 10_000 else None
+
+
+class GraphLoaders(pl.LightningDataModule):
+    """Loaders of PyG batches. Training order depends on (seed, epoch) alone and is shared out among the processes."""
+
+    def __init__(self, data: GraphSet, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.graphs, self.batch_size, self.seed = data, batch_size, seed
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of processes, and ours among them."""
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        ids = self.graphs.ids("train")
+        sampler: DistributedSampler[Tensor] = DistributedSampler(
+            ids,  # type: ignore[arg-type]
+            *self.place,
+            shuffle=True,
+            seed=axis(self.seed, "data_order") % 2**31,
+        )
+        return loader(self.graphs.graphs, ids, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return loader(self.graphs.graphs, self.graphs.ids("val"), EVALUATED, None)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return loader(self.graphs.graphs, self.graphs.ids("test"), EVALUATED, None)
+
+
+def loader(graphs: Graphs, ids: Tensor, batch_size: int, sampler: Any) -> DataLoader[Batch]:
+    """Batches of the graphs ``ids``, in their order or the sampler's."""
+    return DataLoader(
+        ids,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=partial(_collate, graphs),
+    )
+
+
+def _collate(graphs: Graphs, ids: Sequence[Tensor]) -> Batch:
+    return graphs.batch(torch.stack(list(ids)))
+
+
+class GraphTask(Task):
+    """Graph classification for the engine."""
+
+    chunk = EVALUATED
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        super().__init__(config, store)
+        self.graphs = load(config.dataset, config.data)
+
+    @property
+    def data_options(self) -> GraphData:
+        """Options of the data."""
+        options: GraphData = self.config.data
+        return options
+
+    @property
+    def student_options(self) -> GraphStudent:
+        """Options of the student."""
+        options: GraphStudent = self.config.student
+        return options
+
+    @property
+    def teacher_options(self) -> GraphTeacher:
+        """Options of the run's teacher."""
+        options: GraphTeacher = self.config.teacher
+        return options
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        data, info = self.graphs, dataset(self.config.dataset)
+        sizes = {split: len(data.ids(split)) for split in SPLITS}
+        rows = len(data.graphs)
+        return DataFacts(
+            data.name, data.sha256, data.split_sha256, info.generated, info.licence, sizes, rows, data.split
+        )
+
+    def data(self) -> GraphLoaders:
+        return GraphLoaders(self.graphs, self.data_options.batch_size, self.config.seed)
+
+    def network(self, options: GraphStudent | GraphTeacher) -> GraphNet:
+        """A freshly initialised network for this data."""
+        return GraphNet(self.graphs.node_values, self.graphs.edge_values, self.graphs.classes, options)
+
+    def student(self) -> GraphNet:
+        return self.network(self.student_options)
+
+    def module(self, student: nn.Module) -> GraphClassification:
+        return GraphClassification(student, self.config)
+
+    def example(self) -> Batch:
+        return self.batch_of(self.graphs.ids("train")[: self.data_options.batch_size])
+
+    def batch_of(self, rows: Tensor) -> Batch:
+        return self.graphs.graphs.batch(rows)
+
+    def rows_of(self, batch: Batch) -> Tensor:
+        rows: Tensor = batch.rows
+        return rows
+
+    def stages(self) -> Sequence[Stage]:
+        options, data = self.teacher_options, self.graphs
+        told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool")}
+        inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.data_options.batch_size}
+        return [
+            self.supervised(
+                "teacher",
+                lambda: self.network(options),
+                inputs,
+                options.epochs,
+                options.seed,
+                GraphLoaders(data, self.data_options.batch_size, options.seed),
+            )
+        ]
+
+    def live_teacher(self) -> FrozenTeacher:
+        """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
+        network = self.network(self.teacher_options)
+        network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
+
+        def forward(network: nn.Module, batch: Batch) -> Outputs:
+            return {"logits": network.to(batch.x.device)(batch).float()}
+
+        return FrozenTeacher(network.double(), forward)
+
+    def teacher_facts(self) -> dict[str, Any]:
+        options, metrics, predictions = self.teacher_options, {}, None
+        for split in ("val", "test"):
+            ids = self.graphs.ids(split)
+            logits = self.cache.read(ids)["logits"]
+            metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
+            predictions = digits(logits.argmax(dim=-1))
+        description = (
+            f"{options.name}, {options.layers} layers of width {options.width}, trained on all training graphs"
+        )
+        return {"kind": options.name, "description": description, "metrics": metrics, "predictions": predictions}
+
+
+TASK = GraphTask

@@ -1,0 +1,1 @@
+"""Methods for node classification: a file each."""

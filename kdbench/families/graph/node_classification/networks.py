@@ -1,0 +1,83 @@
+"""Students of the graph family: message-passing networks whose every layer leaves a unit-length state to tap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
+
+from kdbench.errors import UsageError
+from kdbench.families.graph import templates  # noqa: F401  (before the first layer is made)
+from kdbench.families.graph.node_classification.options import NodeStudent
+
+HEADS = 4
+
+
+class Block(nn.Module):
+    """Linear or convolution, batch norm, dropout, PReLU and row-wise L2 normalisation: ``[n, in] -> [n, width]``."""
+
+    def __init__(self, layer: nn.Module, width: int, dropout: float, convolution: bool) -> None:
+        super().__init__()
+        self.layer, self.convolution = layer, convolution
+        self.after = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(dropout), nn.PReLU())
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        x = self.layer(x, edges) if self.convolution else self.layer(x)
+        return F.normalize(self.after(x), dim=-1)
+
+
+def convolution(name: str, width: int) -> nn.Module:
+    """A message-passing layer ``[n, width] -> [n, width]`` of PyG."""
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "gcn": lambda: GCNConv(width, width, cached=True),
+        "gat": lambda: GATConv(width, width // HEADS, heads=HEADS),
+        "sage": lambda: SAGEConv(width, width),
+        "gin": lambda: GINConv(nn.Sequential(nn.Linear(width, width), nn.PReLU(), nn.Linear(width, width))),
+    }
+    return makers[name]()
+
+
+class GNN(nn.Module):
+    """``states[0]`` is a linear block on the input (hop 0), ``states[l]`` the l-th convolution block (hop l).
+
+    The head reads one more linear block on the last state. Layout of the released LinguGKD students
+    (arXiv 2402.05894) with the hop-0 state made explicit.
+    """
+
+    def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
+        super().__init__()
+        width, dropout = options.width, options.dropout
+        if options.name == "gat" and width % HEADS:
+            raise UsageError(f"student.width={width} must be a multiple of {HEADS} for gat.")
+        layers = [Block(nn.Linear(inputs, width), width, dropout, convolution=False)]
+        layers += [
+            Block(convolution(options.name, width), width, dropout, convolution=True) for _ in range(options.layers)
+        ]
+        self.states = nn.ModuleList(layers)
+        self.post = Block(nn.Linear(width, width), width, dropout, convolution=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits ``[n, classes]`` for features ``x`` ``[n, inputs]`` and ``edges`` int64 ``[2, e]``."""
+        for state in self.states:
+            x = state(x, edges)
+        logits: Tensor = self.head(self.post(x, edges))
+        return logits
+
+
+def normalised_adjacency(edges: Tensor, nodes: int) -> Tensor:
+    """``S = D^-½ (A + I) D^-½`` as a sparse CSR matrix ``[n, n]``, D the degrees of A + I."""
+    loops = torch.arange(nodes).expand(2, -1)
+    rows, columns = torch.cat([edges, loops], dim=1)
+    scale = torch.bincount(rows, minlength=nodes).float().rsqrt()
+    values = scale[rows] * scale[columns]
+    indices = torch.stack([rows, columns])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR layout beta
+        return (
+            torch.sparse_coo_tensor(indices, values, (nodes, nodes), check_invariants=True).coalesce().to_sparse_csr()
+        )

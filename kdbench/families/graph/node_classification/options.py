@@ -1,0 +1,83 @@
+"""Options of node classification; importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from kdbench.plan.metrics import share
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """A node-classification data set as the student sees it."""
+
+    split: Literal["seed", "0", "1"] = "seed"
+    """Which of two splits; 'seed' takes the run seed modulo 2."""
+    words: Annotated[int, Ge(0)] | None = 1000
+    """Words of the student's TF-IDF input, most frequent first; 0 hides all text (constant input), null keeps all.
+    Data sets with features of their own (cora, pubmed, arxiv) keep those."""
+    batch_size: Annotated[int, Gt(0)] | None = None
+    """Training nodes a step; null takes all of them (full batch)."""
+    nodes: Annotated[int, Gt(20)] = 600
+    """Generated graph: number of nodes."""
+    classes: Annotated[int, Gt(1)] = 4
+    """Generated graph: number of classes."""
+    degree: Annotated[float, Gt(0)] = 4.0
+    """Generated graph: mean number of neighbours."""
+    homophily: Annotated[float, Interval(ge=0, le=1)] = 0.7
+    """Generated graph: share of edges that join nodes of one class."""
+
+
+@dataclass(frozen=True)
+class NodeStudent:
+    """A message-passing network: linear block, ``layers`` convolution blocks, linear block, linear head."""
+
+    name: Literal["gcn", "gat", "sage", "gin"] = "gcn"
+    """Convolution: GCN, GAT (4 heads), GraphSAGE (mean), GIN."""
+    width: Annotated[int, Gt(3)] = 256
+    """Width of every state."""
+    layers: Annotated[int, Gt(0)] = 2
+    """Message-passing layers; the teacher gives one feature per hop 0…layers."""
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    """Dropout in every block."""
+
+
+@dataclass(frozen=True)
+class NodeTeacher:
+    """Where the teacher's hop-wise features come from; a softmax head on top gives its class probabilities."""
+
+    source: Literal["tfidf", "cached", "minilm", "llm", "file"] = "tfidf"
+    """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder;
+    llm: causal LM tuned on prompts; file: your own features."""
+    model: str = "tiny-llama"
+    """llm: Hugging Face id or folder of a causal language model ('tiny-llama' builds a small one);
+    file: a safetensors file with 'features', [nodes, D] or [nodes, layers + 1, D]."""
+    prompt_words: Annotated[int, Gt(0)] = 100
+    """llm: words of a text in a prompt."""
+    prompt_neighbours: Annotated[int, Gt(0)] = 5
+    """llm: neighbours of each hop in a prompt."""
+    tune_epochs: Annotated[int, Gt(0)] = 1
+    """llm: epochs of instruction tuning."""
+    tune_lr: Annotated[float, Gt(0)] = 2e-4
+    """llm: learning rate of instruction tuning."""
+    tune_length: Annotated[int, Gt(0)] = 520
+    """llm: longest prompt and answer, tokens."""
+    lora_rank: Annotated[int, Gt(0)] = 64
+    """llm: rank of the LoRA adapters."""
+    quantize: Literal["auto", "none", "nf4"] = "auto"
+    """llm: 4-bit base weights; auto takes them where CUDA and bitsandbytes are there."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the teacher's own training; one teacher serves all run seeds."""
+    cache: bool = True
+    """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
+
+
+SECTIONS = {"data": NodeData, "student": NodeStudent, "teacher": NodeTeacher}
+
+METRICS = (
+    share("accuracy", "share of examples whose largest logit is that of their class"),
+    share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged"),
+)

@@ -1,0 +1,117 @@
+"""Transductive node classification: the LightningModule, the loaders and the teacher of the graph family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.task import DataFacts, Task
+from kdbench.engine.teachers import FrozenTeacher, Outputs
+from kdbench.families.graph.node_classification import teacher as teachers
+from kdbench.families.graph.node_classification.data import SPLITS, NodeGraph, load
+from kdbench.families.graph.node_classification.networks import GNN
+from kdbench.families.graph.node_classification.options import NodeData, NodeStudent, NodeTeacher
+from kdbench.plan.config import RunConfig
+from kdbench.plan.datasets import dataset
+
+ROWS = 8192  # of the teacher cache, written or read at once
+
+
+class NodeClassification(Classification):
+    """A batch is a set of node numbers, and the student sees the whole graph."""
+
+    def __init__(self, student: nn.Module, config: RunConfig, graph: NodeGraph) -> None:
+        super().__init__(student, config.optimizer, graph.classes)
+        self.graph = graph
+        self._moved: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def on_device(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, edges and labels on the module's device."""
+        if self.device not in self._moved:
+            graph = self.graph
+            self._moved = {self.device: (graph.x.to(self.device), graph.edges.to(self.device), graph.y.to(self.device))}
+        return self._moved[self.device]
+
+    def forward_batch(self, batch: Tensor) -> Outputs:
+        x, edges, _ = self.on_device()
+        return {"logits": self.student(x, edges)[batch]}
+
+    def rows(self, feature: Tensor, batch: Tensor) -> Tensor:
+        return feature[batch]
+
+    def targets(self, batch: Tensor) -> Tensor:
+        return self.on_device()[2][batch]
+
+
+class NodeTask(Task):
+    """Node classification for the engine."""
+
+    chunk = ROWS
+    data_options: NodeData
+    student_options: NodeStudent
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        super().__init__(config, store)
+        self.data_options, self.student_options = config.data, config.student
+        self.graph = load(config.dataset, config.data, config.seed)
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        graph, info = self.graph, dataset(self.config.dataset)
+        sizes = {split: len(graph.ids(split)) for split in SPLITS}
+        return DataFacts(
+            graph.name, graph.sha256, graph.split_sha256, info.generated, info.licence, sizes, len(graph.y), graph.split
+        )
+
+    def data(self) -> RowLoaders:
+        return RowLoaders(self.graph.ids, self.data_options.batch_size, self.config.seed)
+
+    def student(self) -> GNN:
+        return GNN(self.graph.x.shape[1], self.graph.classes, self.student_options)
+
+    def module(self, student: nn.Module) -> NodeClassification:
+        return NodeClassification(student, self.config, self.graph)
+
+    def example(self) -> Tensor:
+        return self.graph.ids("train")[: self.data_options.batch_size]
+
+    def batch_of(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def rows_of(self, batch: Tensor) -> Tensor:
+        return batch
+
+    @property
+    def teacher_options(self) -> NodeTeacher:
+        """Options of the run's teacher."""
+        options: NodeTeacher = self.config.teacher
+        return options
+
+    def stages(self) -> Sequence[Stage]:
+        return teachers.stages(self.graph, self.teacher_options, self.student_options.layers)
+
+    def live_teacher(self) -> FrozenTeacher:
+        features, head = self.folder("teacher-features"), self.folder("teacher-head")
+        network = teachers.build(self.graph, self.student_options.layers, features, head)
+        return FrozenTeacher(network, lambda network, rows: network(rows))
+
+    def teacher_facts(self) -> dict[str, Any]:
+        source = self.teacher_options.source
+        hops = "one prompt a hop" if source == "llm" else "hop features by propagation"
+        rows = torch.split(torch.arange(len(self.graph.y)), ROWS)
+        predicted = torch.cat([self.cache.read(some)["logits"].argmax(dim=-1) for some in rows])
+        metrics = {}
+        for split in ("val", "test"):
+            ids = self.graph.ids(split)
+            metrics[split] = scores_of(predicted[ids], self.graph.y[ids], self.graph.classes)
+        predictions = encode(predicted[self.graph.ids("test")])
+        return {"kind": source, "description": f"{source}, {hops}", "metrics": metrics, "predictions": predictions}
+
+
+TASK = NodeTask

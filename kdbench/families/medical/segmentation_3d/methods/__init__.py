@@ -1,0 +1,1 @@
+"""Methods for segmentation 3d: a file each."""

@@ -1,0 +1,111 @@
+"""Options of the medical family's tasks; importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, Len
+
+from kdbench.plan.metrics import Metric, share
+
+Voxels = Annotated[int, Gt(0)]
+Channels = Annotated[int, Gt(0)]
+Network = Literal["dynunet", "unetr", "swinunetr"]
+
+
+@dataclass(frozen=True)
+class VolumeData:
+    """Volumes with voxel-wise labels, and the views of them that a network is trained on."""
+
+    train_volumes: Annotated[int, Gt(0)] | None = 16
+    """Training volumes, the first of the split; null takes all of them."""
+    patch: tuple[Voxels, Voxels, Voxels] = (32, 48, 32)
+    """Voxels of a training view."""
+    window: tuple[Voxels, Voxels, Voxels] | None = None
+    """Voxels of an inference window; null takes the patch."""
+    overlap: Annotated[float, Interval(ge=0, lt=1)] = 0.25
+    """Overlap of neighbouring inference windows."""
+    batch_size: Annotated[int, Gt(0)] = 2
+    """Training volumes a step."""
+    eval_batch_size: Annotated[int, Gt(0)] = 1
+    """Whole volumes predicted at once, the smaller ones padded to the largest."""
+    views: Literal["centre", "fixed", "random"] = "centre"
+    """centre: each volume padded or cropped around its centre, the same at every epoch;
+    random: crops around labelled voxels and augmentation, drawn anew for each epoch;
+    fixed: a few of such crops of each volume, one an epoch in turn, the same for every seed."""
+    crops: Annotated[int, Gt(0)] = 1
+    """random: crops of a volume in one step; fixed: crops of a volume in all."""
+    negatives: Annotated[float, Ge(0)] = 0.0
+    """fixed, random: crops centred on background for one centred on a labelled voxel."""
+    flip: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """fixed, random: probability of a flip along each axis."""
+    rotate: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """fixed, random: probability of quarter turns in the plane of the first two axes, equally long in the patch."""
+    shift: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    """fixed, random: probability of an intensity shift by up to 0.1."""
+    fold: Annotated[int, Interval(ge=0, le=4)] = 0
+    """mmwhs: which fifth of the patients is the test set; the next one is the validation set."""
+    modality: Literal["ct", "mr"] = "ct"
+    """mmwhs: computed tomography or magnetic resonance."""
+    in_memory: bool = True
+    """Keep every volume in memory once it is read."""
+    shapes: Annotated[int, Gt(7)] = 24
+    """Generated volumes: how many; half for training, a quarter each for validation and test."""
+    size: Annotated[int, Gt(7)] = 16
+    """Generated volumes: voxels of an edge."""
+    noise: Annotated[float, Ge(0)] = 1.0
+    """Generated volumes: standard deviation of the noise; the two classes are 1 and 2 above the background."""
+
+
+@dataclass(frozen=True)
+class VolumeStudent:
+    """A U-shaped network of MONAI."""
+
+    name: Network = "dynunet"
+    """dynunet: residual nnU-Net; unetr: vision transformer as encoder; swinunetr: Swin transformer as encoder."""
+    filters: Annotated[tuple[Channels, ...], Len(3)] = (8, 16, 32, 64)
+    """dynunet: channels of each level, full resolution first; each level halves the resolution."""
+    feature_size: Annotated[int, Gt(0)] = 12
+    """unetr, swinunetr: channels at full resolution (swinunetr: a multiple of 12)."""
+    hidden_size: Annotated[int, Gt(0)] = 768
+    """unetr: width of the transformer."""
+    mlp_dim: Annotated[int, Gt(0)] = 3072
+    """unetr: width of the transformer's feed-forward layers."""
+    heads: Annotated[int, Gt(0)] = 12
+    """unetr: attention heads."""
+
+
+@dataclass(frozen=True)
+class VolumeTeacher:
+    """A wider network, trained on the same volumes with the same optimiser as the student alone."""
+
+    name: Network = "dynunet"
+    """dynunet, unetr or swinunetr, as for the student."""
+    filters: Annotated[tuple[Channels, ...], Len(3)] = (16, 32, 64, 128)
+    """dynunet: channels of each level, full resolution first."""
+    feature_size: Annotated[int, Gt(0)] = 24
+    """unetr, swinunetr: channels at full resolution (swinunetr: a multiple of 12)."""
+    hidden_size: Annotated[int, Gt(0)] = 768
+    """unetr: width of the transformer."""
+    mlp_dim: Annotated[int, Gt(0)] = 3072
+    """unetr: width of the transformer's feed-forward layers."""
+    heads: Annotated[int, Gt(0)] = 12
+    """unetr: attention heads."""
+    epochs: Annotated[int, Gt(0)] = 20
+    """Epochs of the teacher's training."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the teacher's training; one teacher serves all run seeds."""
+    cache: bool = True
+    """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same.
+    Random views cannot be cached."""
+
+
+SECTIONS = {"data": VolumeData, "student": VolumeStudent, "teacher": VolumeTeacher}
+
+METRICS = (
+    share("dice", "overlap of a class with its label, averaged over classes and volumes"),
+    Metric("hd95", "min", 0, unit="mm", doc="95th percentile of the symmetric Hausdorff distance"),
+    Metric("surface_distance", "min", 0, unit="mm", doc="mean symmetric surface distance"),
+    Metric("absent", "min", 0, doc="classes, over all volumes, that label or prediction lack"),
+)

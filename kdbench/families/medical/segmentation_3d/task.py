@@ -1,0 +1,204 @@
+"""Segmentation of volumes: the LightningModule and the task of the medical family."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+import torch
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
+from monai.metrics import compute_dice
+from monai.metrics.utils import get_edge_surface_distance
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdbench.engine.losses import at_least_float32
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.task import DataFacts, Task
+from kdbench.engine.teachers import FrozenTeacher, Outputs
+from kdbench.families.medical.segmentation_3d import data, networks
+from kdbench.families.medical.segmentation_3d.options import VolumeData, VolumeStudent, VolumeTeacher
+from kdbench.families.medical.segmentation_3d.volumes import SPLITS, Views, VolumeLoaders, Volumes, VolumeSet
+from kdbench.hashing import write_atomic
+from kdbench.plan.config import RunConfig
+from kdbench.plan.datasets import dataset
+from kdbench.plan.metrics import Undefined
+
+warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
+
+WINDOWS = 4  # of a volume, predicted at once
+
+
+class Segmentation(DistillationModule):
+    """``L_task = Dice + CE`` of the main logits; whole volumes are predicted by sliding windows.
+
+    Metrics, each averaged over the classes without background and then over the volumes: ``dice``; ``hd95``, the 95th
+    percentile of the symmetric Hausdorff distance in mm; ``surface_distance``, the mean symmetric surface distance in
+    mm. ``absent`` counts the classes, over all volumes, that label or prediction lack: one that both lack has Dice 1
+    and distance 0, one that only one of them lacks has Dice 0 and the volume's diagonal as distance.
+    """
+
+    def __init__(self, student: nn.Module, config: RunConfig, volumes: VolumeSet) -> None:
+        super().__init__(student, config.optimizer)
+        self.volumes = volumes
+        self.options: VolumeData = config.data
+        self.loss = DiceCELoss(include_background=True, to_onehot_y=True, softmax=True, lambda_dice=1, lambda_ce=1)
+        self._scores: dict[str, list[dict[str, float]]] = {split: [] for split in SPLITS}
+
+    def forward_batch(self, batch: Volumes) -> Outputs:
+        if self.training or tuple(batch.image.shape[2:]) == self.options.patch:
+            return {"logits": self.student(batch.image)}
+        window, padding = window_of(self.options), {"edge": "replicate", "reflect": "reflect"}[self.volumes.pad]
+        logits = sliding_window_inference(
+            batch.image, window, WINDOWS, self.student, overlap=self.options.overlap, padding_mode=padding
+        )
+        return {"logits": torch.as_tensor(logits)}
+
+    def targets(self, batch: Volumes) -> Tensor:
+        return batch.label
+
+    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
+        return {"task": self.loss(at_least_float32(output["logits"]), targets)}
+
+    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
+        predicted = output["logits"].argmax(dim=1, keepdim=True)
+        for classes, label in zip(predicted[:, 0], targets[:, 0], strict=True):
+            inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
+            self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
+
+    def results(self, split: str) -> Mapping[str, float | Undefined]:
+        cases, self._scores[split] = self._scores[split], []
+        names = ("dice", "hd95", "surface_distance")
+        if not cases:
+            return dict.fromkeys(names, Undefined("it has no volumes"))
+        means = {name: fmean(case[name] for case in cases) for name in names}
+        return {**means, "absent": sum(case["absent"] for case in cases)}
+
+
+def window_of(options: VolumeData) -> tuple[int, int, int]:
+    """Voxels of an inference window."""
+    return options.window or options.patch
+
+
+def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, float]:
+    """The metrics of one volume (see :class:`Segmentation`). ``predicted``, ``label``: classes, int64 ``[D, H, W]``."""
+    diagonal = float(torch.tensor([n * mm for n, mm in zip(label.shape, volumes.spacing, strict=True)]).norm())
+    told: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": []}
+    absent = 0
+    for number in range(1, len(volumes.classes)):
+        pair = [classes == number for classes in (predicted, label)]
+        here = [bool(mask.any()) for mask in pair]
+        if all(here):
+            _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
+            told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
+            told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
+            told["surface_distance"].append(float(torch.cat(list(both)).mean()))
+            continue
+        absent += 1
+        told["dice"].append(float(not any(here)))
+        for name in ("hd95", "surface_distance"):
+            told[name].append(diagonal if any(here) else 0.0)
+    return {**{name: fmean(values) for name, values in told.items()}, "absent": absent}
+
+
+class SegmentationTask(Task):
+    """3-D segmentation for the engine."""
+
+    chunk = 4
+    data_options: VolumeData
+    student_options: VolumeStudent
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        super().__init__(config, store)
+        self.data_options, self.student_options = config.data, config.student
+        self.cacheable = self.data_options.views != "random"
+        self.volumes = data.load(config.dataset, config.data)
+        self.views = self.views_of(config.seed)
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        volumes, info = self.volumes, dataset(self.config.dataset)
+        sizes = {split: len(volumes.cases[split]) for split in SPLITS}
+        groups = torch.zeros(self.views.rows, dtype=torch.int64)
+        told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
+        return DataFacts(*told, len(groups), groups)
+
+    def views_of(self, seed: int) -> Views:
+        """Training views drawn from ``seed``."""
+        return Views(self.volumes, self.data_options, seed)
+
+    def data(self) -> VolumeLoaders:
+        return VolumeLoaders(self.volumes, self.views, self.config.seed)
+
+    def network(self, options: VolumeStudent | VolumeTeacher) -> nn.Module:
+        """A freshly initialised network for this data."""
+        volumes, here = self.volumes, self.data_options
+        return networks.build(options, volumes.channels, len(volumes.classes), here.patch, window_of(here))
+
+    def student(self) -> nn.Module:
+        return self.network(self.student_options)
+
+    def module(self, student: nn.Module) -> Segmentation:
+        return Segmentation(student, self.config, self.volumes)
+
+    def example(self) -> Volumes:
+        size = min(self.data_options.batch_size, len(self.views))
+        return self.batch_of(torch.arange(size))
+
+    def batch_of(self, rows: Tensor) -> Volumes:
+        parts = [self.views.still(row) for row in rows.tolist()]
+        image, label, numbers = (torch.cat(values) for values in zip(*parts, strict=True))
+        return Volumes(image, label, numbers)
+
+    def rows_of(self, batch: Volumes) -> Tensor:
+        return batch.rows
+
+    @property
+    def teacher_options(self) -> VolumeTeacher:
+        """Options of the run's teacher."""
+        options: VolumeTeacher = self.config.teacher
+        return options
+
+    def stages(self) -> Sequence[Stage]:
+        options = self.teacher_options
+        told = {name: value for name, value in asdict(options).items() if name not in ("epochs", "seed", "cache")}
+        inputs = {
+            "network": told,
+            "data": asdict(self.data_options),
+            "sha256": self.volumes.sha256,
+            "split": self.volumes.split_sha256,
+        }
+        loaders = VolumeLoaders(self.volumes, self.views_of(options.seed), options.seed)
+        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
+        return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
+
+    def live_teacher(self) -> FrozenTeacher:
+        network = self.network(self.teacher_options)
+        network.load_state_dict(load_file(self.folder("segmentation-teacher") / "weights.safetensors"))
+        return FrozenTeacher(network, one_by_one)
+
+    def teacher_facts(self) -> dict[str, Any]:
+        options, path = self.teacher_options, self.folder("segmentation-teacher") / "scores.json"
+        if not path.exists():
+            module = self.module(self.live_teacher().network)
+            write_atomic(path, json.dumps({split: self.score(module, split) for split in ("val", "test")}))
+        size = list(options.filters) if options.name == "dynunet" else options.feature_size
+        description = f"{options.name} of {size} channels, trained on the same volumes"
+        metrics = json.loads(path.read_text())
+        return {"kind": "frozen", "description": description, "metrics": metrics, "predictions": None}
+
+
+def one_by_one(network: nn.Module, batch: Volumes) -> Outputs:
+    """The teacher's logits, one volume at a time so that they do not depend on what else the batch holds."""
+    network.to(batch.image.device)
+    return {"logits": torch.cat([network(image[None]) for image in batch.image])}
+
+
+TASK = SegmentationTask

@@ -1,0 +1,1 @@
+"""Methods for paired classification: a file each."""

@@ -1,0 +1,63 @@
+"""Options of the vision-language family's tasks; importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+from kdbench.plan.metrics import share
+
+
+@dataclass(frozen=True)
+class PairData:
+    """Two views of one labelled example, split by the run seed."""
+
+    protocol: Literal["clean", "held_out_speaker", "paper_like"] = "clean"
+    """avdigits: no image and no recording in two splits; the same with one speaker in the test split alone; or, as in
+    the paper, pairs pooled and re-split 60/20/20 so that a recording is in several splits."""
+    speaker: Annotated[int, Interval(ge=0, le=5)] | None = None
+    """avdigits: the speaker held out; null takes the run seed modulo 6."""
+    components: Annotated[int, Interval(ge=1, le=784)] = 4
+    """avdigits: principal components of the training images that the image view keeps (4: hard, 8: easy)."""
+    pairs: Annotated[int, Gt(9)] | None = 1000
+    """Training pairs; null takes all there are."""
+    validation_pairs: Annotated[int, Gt(9)] | None = 1000
+    """Validation pairs; null takes all there are."""
+    batch_size: Annotated[int, Gt(1)] = 64
+    """Pairs a step."""
+    classes: Annotated[int, Interval(ge=2, le=36)] = 4
+    """Generated pairs: number of classes."""
+    noise: tuple[Annotated[float, Ge(0)], Annotated[float, Ge(0)]] = (12.0, 4.0)
+    """Generated pairs: standard deviation of the noise on the first and the second view, whose classes' means have
+    deviation 1."""
+
+
+@dataclass(frozen=True)
+class PairStudent:
+    """The network of one modality; the other modality's network and the fusion network are the teachers."""
+
+    modality: Literal["image", "audio", "text", "video"] = "image"
+    """The one view that the student sees."""
+    channels: Annotated[int, Gt(1)] = 8
+    """avdigits: channels of the first convolution of every network that hears; 32 in the released code."""
+
+
+@dataclass(frozen=True)
+class PairTeacher:
+    """The frozen teacher of plain distillation."""
+
+    source: Literal["multimodal", "cross_modal"] = "multimodal"
+    """multimodal: the network that sees both views; cross_modal: that of the view the student does not see."""
+    cache: bool = True
+    """Read teachers' outputs from the cache instead of computing them at every step; the numbers are the same."""
+
+
+SECTIONS = {"data": PairData, "student": PairStudent, "teacher": PairTeacher}
+
+METRICS = (
+    share("accuracy", "share of examples whose largest logit is that of their class"),
+    share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged"),
+    share("accuracy of *", "accuracy of one of several teachers"),
+)

@@ -1,0 +1,160 @@
+"""Classification of paired views: the student sees one modality, its teachers see the other or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine.stages import Stage, StageStore
+from kdbench.engine.task import DataFacts, Task
+from kdbench.engine.teachers import FrozenTeacher, Outputs
+from kdbench.families.vision_language.paired_classification import data as pairs
+from kdbench.families.vision_language.paired_classification.data import SPLITS, Pairs
+from kdbench.families.vision_language.paired_classification.networks import PairNetwork
+from kdbench.families.vision_language.paired_classification.options import PairData, PairStudent, PairTeacher
+from kdbench.plan.config import RunConfig
+from kdbench.plan.datasets import dataset
+from kdbench.plan.options import plain
+
+
+class PairedClassification(Classification):
+    """A batch is pair numbers, and a network takes what it sees of them."""
+
+    student: PairNetwork
+
+    def __init__(self, student: nn.Module, config: RunConfig, pairs: Pairs) -> None:
+        super().__init__(student, config.optimizer, pairs.classes)
+        self.pairs = pairs
+
+    def forward_batch(self, batch: Tensor) -> Outputs:
+        return logits_of(self.pairs, self.student, batch)
+
+    def targets(self, batch: Tensor) -> Tensor:
+        return self.pairs.labels(batch)
+
+
+def logits_of(pairs: Pairs, network: nn.Module, rows: Tensor) -> Outputs:
+    """The network's ``logits`` for pairs ``rows``."""
+    assert isinstance(network, PairNetwork)
+    return {"logits": network(*pairs.inputs(network, rows))}
+
+
+class InBlocks:
+    """A frozen network's logits, computed for blocks of ``size`` consecutive pairs and remembered.
+
+    In fixed blocks, because convolutions and products give a row other last bits in another batch; so a teacher that is
+    read from the cache and one that is not give the same bits.
+    """
+
+    def __init__(self, pairs: Pairs, size: int) -> None:
+        self.pairs, self.size = pairs, size
+        self._done: dict[int, Tensor] = {}
+
+    def __call__(self, network: nn.Module, rows: Tensor) -> Outputs:
+        blocks = (rows // self.size).tolist()
+        for block in sorted(set(blocks) - self._done.keys()):
+            end = min((block + 1) * self.size, len(self.pairs.y))
+            members = torch.arange(block * self.size, end, device=rows.device)
+            self._done[block] = logits_of(self.pairs, network, members)["logits"]
+        found = [self._done[block][place] for block, place in zip(blocks, (rows % self.size).tolist(), strict=True)]
+        return {"logits": torch.stack(found)}
+
+
+class PairedTask(Task):
+    """Classification of paired views for the engine."""
+
+    def __init__(self, config: RunConfig, store: StageStore) -> None:
+        super().__init__(config, store)
+        self.data_options: PairData = config.data
+        self.chunk = self.data_options.batch_size
+        self.student_options: PairStudent = config.student
+        self.pairs = pairs.load(config.dataset, config.data, config.seed)
+        self.other = self.pairs.other(self.student_options.modality)
+
+    @cached_property
+    def facts(self) -> DataFacts:
+        pairs, info = self.pairs, dataset(self.config.dataset)
+        sizes = {split: len(pairs.ids(split)) for split in SPLITS}
+        return DataFacts(
+            pairs.name, pairs.sha256, pairs.split_sha256, info.generated, info.licence, sizes, len(pairs.y), pairs.split
+        )
+
+    def data(self) -> RowLoaders:
+        size = self.data_options.batch_size
+        return RowLoaders(self.pairs.ids, size, self.config.seed, evaluated=size)
+
+    def student(self) -> PairNetwork:
+        return self.pairs.network((self.student_options.modality,), self.student_options)
+
+    def cross_modal(self) -> PairNetwork:
+        """A fresh network of the view that the student does not see."""
+        return self.pairs.network((self.other,), self.student_options)
+
+    def multimodal(self) -> PairNetwork:
+        """A fresh network of both views."""
+        return self.pairs.network(tuple(self.pairs.views), self.student_options)
+
+    def module(self, student: nn.Module) -> PairedClassification:
+        return PairedClassification(student, self.config, self.pairs)
+
+    def example(self) -> Tensor:
+        return self.pairs.ids("train")[: self.data_options.batch_size]
+
+    def batch_of(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def rows_of(self, batch: Tensor) -> Tensor:
+        return batch
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What every stage depends on: the pairs, the batches and the networks."""
+        batch, student = self.data_options.batch_size, plain(self.student_options)
+        return {"data": self.pairs.sha256, "split": self.pairs.split_sha256, "batch": batch, "student": student}
+
+    @property
+    def source(self) -> str:
+        """Which teacher plain distillation has."""
+        options: PairTeacher = self.config.teacher
+        return options.source
+
+    def stages(self) -> Sequence[Stage]:
+        network: Callable[[], PairNetwork] = getattr(self, self.source)
+        trainer, seed = self.config.trainer, self.config.seed
+        inputs = {**self.inputs, "source": self.source}
+        return [self.supervised("pair-teacher", network, inputs, trainer.max_epochs, seed)]
+
+    def frozen(self, network: nn.Module) -> FrozenTeacher:
+        """A teacher of pairs that gives the network's ``logits``."""
+        return FrozenTeacher(network, InBlocks(self.pairs, self.data_options.batch_size))
+
+    def live_teacher(self) -> FrozenTeacher:
+        network: PairNetwork = getattr(self, self.source)()
+        network.load_state_dict(load_file(self.folder("pair-teacher") / "weights.safetensors"))
+        return self.frozen(network)
+
+    def all_logits(self, teacher: FrozenTeacher) -> Tensor:
+        """The teacher's logits for every pair, ``[n, C]``, from its cache."""
+        return self.cache_of(teacher).read(torch.arange(len(self.pairs.y)))["logits"]
+
+    def scores(self, logits: Tensor) -> dict[str, Any]:
+        """``metrics`` of val and test, and test ``predictions``, of a teacher's logits for all pairs ``[n, C]``."""
+        predicted, metrics = logits.argmax(dim=-1), {}
+        for split in ("val", "test"):
+            ids = self.pairs.ids(split)
+            metrics[split] = scores_of(predicted[ids], self.pairs.y[ids], self.pairs.classes)
+        return {"metrics": metrics, "predictions": encode(predicted[self.pairs.ids("test")])}
+
+    def teacher_facts(self) -> dict[str, Any]:
+        logits = self.all_logits(self.live_teacher())
+        seen = " and ".join(self.pairs.views) if self.source == "multimodal" else self.other
+        return {"kind": self.source, "description": f"sees {seen}", **self.scores(logits)}
+
+
+TASK = PairedTask

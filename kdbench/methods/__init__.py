@@ -1,0 +1,1 @@
+"""Methods for tasks of several families: a file each."""

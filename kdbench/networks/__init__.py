@@ -1,0 +1,1 @@
+"""Networks that several families use, and what loads them."""

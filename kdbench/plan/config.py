@@ -1,0 +1,246 @@
+"""From a task card, a method and overrides to one frozen, typed :class:`RunConfig`, whose hash names the run.
+
+Order of precedence, lowest first: option defaults, the card's ``defaults``, the card's scale, the user's overrides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from annotated_types import Ge
+
+from kdbench.errors import UsageError, nearest, unknown
+from kdbench.hashing import digest
+from kdbench.plan.cards import card, section_types, sections_of
+from kdbench.plan.catalog import MethodInfo, method, offers
+from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
+from kdbench.plan.overrides import check_size, parse_overrides, word
+
+CONTROLS = ("none", "shuffled_teacher", "random_teacher")
+SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
+TOP = ("task", "method", "scale", "control", "seed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, fully resolved. ``data``, ``student`` and ``teacher`` are option dataclasses of the task's kind."""
+
+    task: str
+    scale: str
+    family: str
+    kind: str
+    dataset: str
+    metric: str
+    method: str
+    hyperparameters: Any
+    control: str
+    seed: int
+    data: Any
+    student: Any
+    teacher: Any
+    optimizer: Optimizer
+    trainer: Trainer
+    settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    """The user's ``section.option`` settings that are not the method's own."""
+    overrides: tuple[str, ...] = field(default=(), compare=False)
+    """All of the user's ``section.option`` settings as words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The run's configuration as plain JSON values; the number of threads stands where it is not the default."""
+        sections = {name: None if (s := getattr(self, name)) is None else plain(s) for name in SECTIONS}
+        trainer = {k: v for k, v in plain(self.trainer).items() if (k, v) != ("threads", Trainer().threads)}
+        return {
+            "task": self.task,
+            "scale": self.scale,
+            "method": {"name": self.method, **plain(self.hyperparameters)},
+            "control": self.control,
+            "seed": self.seed,
+            **sections,
+            "trainer": trainer,
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the :func:`identity` of :meth:`to_json`: names the run folder."""
+        return digest(identity(self.to_json()))
+
+    @property
+    def command(self) -> str:
+        """The line that repeats this run."""
+        words = [f"task={self.task}", f"method={self.method}", f"scale={self.scale}", f"seed={self.seed}"]
+        if self.control != "none":
+            words.append(f"control={self.control}")
+        return shlex.join(["kdbench", "run", *words, *self.overrides])
+
+    @property
+    def pairing(self) -> str:
+        """Task, scale, seed and the user's settings but method and teacher: runs that share it may share stages."""
+        kept = [f"{key}={word(value)}" for key, value in sorted(self.settings) if not key.startswith("teacher.")]
+        return " ".join([f"{self.task} {self.scale} seed={self.seed}", *kept])
+
+
+class NamedRun(Protocol):
+    """What names a run."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+
+def run_folder(root: Path, run: NamedRun) -> Path:
+    """``<root>/<task>/<method>/<first 16 digits of the config hash>``."""
+    return root / run.task / run.method / run.hash[:16]
+
+
+def expand(words: Sequence[str]) -> list[RunConfig]:
+    """Every run that the overrides name, seed by seed so that an interrupted grid leaves whole pairs.
+
+    ``task`` and ``method`` are required. An arm that cannot exist (a control for a method without a teacher) is an
+    error when it is all that was asked for, and left out of a larger grid.
+    """
+    overrides = parse_overrides(words)
+    check_size(overrides)
+    keys = {override.key for override in overrides}
+    for name in ("task", "method"):
+        if name not in keys:
+            raise UsageError(f"'{name}=…' is missing. Example: kdbench run task=gnn method=lingugkd")
+    for override in overrides:
+        section, _, option = override.key.partition(".")
+        if section == "trainer" and option in UNCHANGING and len(override.values) > 1:
+            raise UsageError(f"'{override.key}' takes one value: it does not make another run.")
+    ordered = sorted(overrides, key=lambda o: (o.key != "seed", o.key == "control", o.key == "method"))
+    configs: dict[str, RunConfig] = {}
+    resolved: dict[tuple[str, ...], RunConfig | ControlError] = {}  # but for the seed, which changes nothing else
+    refused: UsageError | None = None
+    for values in itertools.product(*(override.values for override in ordered)):
+        chosen = dict(zip((o.key for o in ordered), values, strict=True))
+        seed = _checked_seed(chosen.pop("seed", 0))
+        key = tuple(map(repr, chosen.values()))
+        if key not in resolved:
+            try:
+                resolved[key] = resolve({**chosen, "seed": seed})
+            except ControlError as error:
+                resolved[key] = error
+        config = resolved[key]
+        if isinstance(config, ControlError):
+            refused = config
+            continue
+        config = replace(config, seed=seed)
+        configs.setdefault(config.hash, config)
+    if not configs and refused is not None:
+        raise refused
+    return list(configs.values())
+
+
+class ControlError(UsageError):
+    """A teacher control for a method that has no frozen teacher."""
+
+
+def resolve(chosen: Mapping[str, Any]) -> RunConfig:
+    """One run from one value per key (``task``, ``method``, ``scale``, ``seed``, ``control``, ``section.option``)."""
+    task = card(str(chosen["task"]))
+    info = method(str(chosen["method"]), task.family, task.kind)
+    scale = str(chosen.get("scale", task.default_scale))
+    if scale not in task.scales:
+        raise unknown(f"scale of {task.name}", scale, task.scales)
+    control = str(chosen.get("control", "none"))
+    if control not in CONTROLS:
+        raise unknown("control", control, CONTROLS)
+    if control != "none" and info.teacher != "frozen":
+        raise ControlError(f"control={control} needs a method with a frozen teacher; '{info.name}' has {info.teacher}.")
+    types = section_types(task)
+    mine = _by_section(chosen, types, info)
+    merged = merge([*(sections_of(task, scale)), mine])
+    built = {
+        name: build(types[name], merged.get(name, {}), name)
+        for name in SECTIONS
+        if name != "teacher" or info.teacher != "none"
+    }
+    hyperparameters = build(info.hyperparameters, merged.get("method", {}), "method")
+    asked = {key: _taken(key, value, {**built, "method": hyperparameters}) for key, value in chosen.items()}
+    return RunConfig(
+        task=task.name,
+        scale=scale,
+        family=task.family,
+        kind=task.kind,
+        dataset=task.dataset_of(scale),
+        metric=task.metric,
+        method=info.name,
+        hyperparameters=hyperparameters,
+        control=control,
+        seed=_checked_seed(chosen.get("seed", 0)),
+        teacher=built.pop("teacher", None),
+        settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
+        overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
+        **built,
+    )
+
+
+def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
+    """A setting as its option took it (``1e-3`` and ``0.001`` are one); as given where the run has no such section."""
+    section, _, option = key.partition(".")
+    return getattr(sections[section], option) if option and section in sections else given
+
+
+def expand_baselines(config: RunConfig) -> list[RunConfig]:
+    """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
+    chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
+    names = [n for n in ("alone", "kd") if n != config.method and offers(n, config.family, config.kind)]
+    return [resolve({**chosen, "method": name}) for name in names]
+
+
+@dataclass(frozen=True)
+class _Seed:
+    seed: Annotated[int, Ge(0)]
+
+
+def _checked_seed(given: Any) -> int:
+    seed: int = build(_Seed, {"seed": given}, "").seed
+    return seed
+
+
+def from_json(content: Mapping[str, Any]) -> RunConfig:
+    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`."""
+    chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
+    chosen |= {"method": content["method"]["name"], "trainer.threads": Trainer().threads}
+    for name in ("method", *SECTIONS):
+        for key, value in (content[name] or {}).items():
+            if (name, key) != ("method", "name"):
+                chosen[f"{name}.{key}"] = value
+    return resolve(chosen)
+
+
+def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: MethodInfo) -> dict[str, dict[str, Any]]:
+    """``section.option`` overrides as nested mappings; an unknown key names the nearest valid one."""
+    nested: dict[str, dict[str, Any]] = {}
+    options = {**types, "method": info.hyperparameters}
+    for key, value in chosen.items():
+        if key in TOP:
+            continue
+        section, dot, option = key.partition(".")
+        valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
+        if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
+            told = _unknown_option(key, valid)
+            raise UsageError(f"{told} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
+        nested.setdefault(section, {})[option] = value
+    return nested
+
+
+def _unknown_option(key: str, valid: Sequence[str]) -> UsageError:
+    """Names the option of that name in another section, or the nearest one of its own section."""
+    section, _, option = key.partition(".")
+    same = next((name for name in valid if name.partition(".")[2] == (option or key)), None)
+    own = {name.partition(".")[2]: name for name in valid if option and name.startswith(f"{section}.")}
+    near = same or (own.get(nearest(option, own) or "") if own else nearest(key, [*valid, *TOP]))
+    return unknown("option", key, own.values() or TOP, f"Did you mean '{near}'?" if near else "")
