@@ -32,9 +32,9 @@ for stage in session.stages():
 module, _ = session.assemble()
 before = {name: value.clone() for name, value in module.student.state_dict().items()}
 _, curves = session.train(module)
-save_file(before, f"{root}/before_{rank()}.safetensors")
-save_file(session.method.training._raw, f"{root}/after_{rank()}.safetensors")
-Path(f"{root}/skipped_{rank()}").write_text(str(curves.values["train/images without label"][0]))
+save_file(before, f"{root}/before_{rank(2)}.safetensors")
+save_file(session.method.training._raw, f"{root}/after_{rank(2)}.safetensors")
+Path(f"{root}/skipped_{rank(2)}").write_text(str(curves.values["train/images without label"][0]))
 """
 
 
