@@ -81,6 +81,7 @@ def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_
     from kdbench.launch.local import ready
     from kdbench.launch.status import outdated, statuses
     from kdbench.plan.config import run_folder
+    from kdbench.results.finished import set_aside
 
     on_cluster = asked.launcher == "slurm"
     if on_cluster:
@@ -91,12 +92,12 @@ def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_
     ready(asked.root)
     asked.save()
     known = {told.hash: told for told in statuses(asked)}
-    for run in chosen if not keep_stale else ():
+    for run in chosen:
         if known[run.hash].phase == "done" and (why := outdated(asked.root, run)):
-            _say(f"{why} The run is done again.")
-            record = run_folder(asked.root, run) / "record.json"
-            record.replace(record.with_name("stale.json"))
-            known[run.hash] = replace(known[run.hash], phase="lost")
+            _say(f"{why} {'It is kept.' if keep_stale else 'The run is done again.'}")
+            if not keep_stale:
+                set_aside(run_folder(asked.root, run))
+                known[run.hash] = replace(known[run.hash], phase="lost")
     left = [r for r in chosen if known[r.hash].phase != "done" and not (on_cluster and known[r.hash].active)]
     _say(f"Sweep '{asked.name}': {len(chosen)} runs, {len(left)} to do.")
     if not on_cluster:
@@ -310,6 +311,7 @@ def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
     """
     from kdbench.launch import sweep as sweeps
     from kdbench.launch.states import record_of
+    from kdbench.launch.status import outdated
     from kdbench.results import store
     from kdbench.results.record import InvalidRecord
 
@@ -322,6 +324,8 @@ def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
             _say(f"Left out: {error.short}")
             continue
         if record is not None and record.status == "done":
+            if why := outdated(asked.root, run):
+                _say(why)
             path = output / run.task / run.method / f"{run.hash[:16]}.json"
             store.write(record, path)
             written.append(str(path))

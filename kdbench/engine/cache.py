@@ -37,11 +37,19 @@ class CacheKey:
     view_seed: int | None = None
     """Seed of the replayed augmentation; None when the view is fixed."""
     dtype: str = "float32"
+    code: str = ""
+    """SHA-256 of the code that computes the outputs from weights and data."""
 
     @property
     def hash(self) -> str:
-        """SHA-256 over all parts."""
-        return digest({**asdict(self), "outputs": list(self.outputs)})
+        """SHA-256 over all parts but the code: what the outputs are of."""
+        parts = {name: _plain(value) for name, value in asdict(self).items() if name != "code"}
+        return digest(parts)
+
+    @property
+    def address(self) -> str:
+        """SHA-256 over all parts: names the cache."""
+        return digest({"outputs": self.hash, "code": self.code})
 
 
 class DamagedCacheError(KdbenchError):
@@ -62,7 +70,7 @@ class TeacherCache:
         are not those that were written.
         """
         manifest = _manifest(folder / "cache.json")
-        if manifest["key"] != key.hash:
+        if manifest["key"] != key.address:
             differs = [name for name, value in asdict(key).items() if _plain(value) != manifest["parts"].get(name)]
             raise StaleCacheError(
                 f"The teacher cache in {folder} was made for another {', '.join(differs) or 'key'}; "
@@ -84,7 +92,7 @@ class TeacherCache:
         A lock keeps two processes from writing it twice; a killed writer leaves nothing that opens, and a damaged cache
         is made again.
         """
-        folder = root / key.hash[:16]
+        folder = root / key.address[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             remove_unfinished(folder)
@@ -115,7 +123,7 @@ class TeacherCache:
             if rows != key.rows:
                 raise StaleCacheError(f"The teacher gave {rows} rows for data of {key.rows}.")
         parts = {name: _plain(value) for name, value in asdict(key).items()}
-        told = {"key": key.hash, "parts": parts, "shapes": shapes, "rows": seen.hexdigest()}
+        told = {"key": key.address, "parts": parts, "shapes": shapes, "rows": seen.hexdigest()}
         write_atomic(folder / "cache.json", json.dumps({**told, "sha256": digest(told)}, indent=1))
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:

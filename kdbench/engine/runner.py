@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,7 +31,7 @@ from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, run_folder
 from kdbench.plan.provenance import Made
 from kdbench.results import record as records
-from kdbench.results.finished import finished, stale
+from kdbench.results.finished import finished, set_aside, stale
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
@@ -125,11 +124,13 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
 
 
 def _earlier(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool) -> records.Record | None:
-    """The record to take over. One that is damaged or stale is told and set aside as ``stale.json``."""
+    """The record to take over. One that is damaged or stale is told and set aside (:func:`set_aside`)."""
     try:
         earlier = finished(root, config)
-        why = [] if earlier is None or keep_stale else stale(earlier, config, run_folder(root, config))
-        if not why:
+        why = [] if earlier is None else stale(earlier, config, run_folder(root, config))
+        if why and keep_stale:
+            reporter.note(f"{config.command}: its record is kept though {'; '.join(why)}.")
+        if not why or keep_stale:
             return earlier
         reporter.note(f"{config.command}: its record is stale and the run is done again, since {'; '.join(why)}.")
     except records.InvalidRecord as error:
@@ -137,8 +138,7 @@ def _earlier(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool
             raise
         reporter.note(f"{error.short} The run is done again.")
     if is_first(config.trainer.processes):
-        record = run_folder(root, config) / "record.json"
-        os.replace(record, record.with_name("stale.json"))
+        set_aside(run_folder(root, config))
     return None
 
 

@@ -26,6 +26,7 @@ from kdbench.errors import UsageError
 from kdbench.plan.config import RunConfig
 from kdbench.plan.metrics import named
 from kdbench.plan.options import UNCHANGING
+from kdbench.plan.provenance import closure_digest
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Task(ABC):
         """A frozen teacher's outputs for every row, written on first use."""
         facts = self.facts
         first = teacher(self.batch_of(torch.arange(1)))
-        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows)
+        code = closure_digest((type(self).__module__, teacher.module))
+        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows, code=code)
         every = torch.split(torch.arange(facts.rows), self.chunk or facts.rows)
         chunks = (teacher(self.batch_of(rows)) for rows in every)
         return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)

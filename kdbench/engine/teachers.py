@@ -62,6 +62,8 @@ class FrozenTeacher(Teacher):
     def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs]) -> None:
         self.network = network.eval().requires_grad_(False)
         self.sha256 = weights_digest(network)
+        self.module: str = getattr(forward, "__module__", type(forward).__module__)
+        """Where ``forward`` is written."""
         self._forward, self._device = forward, torch.device("cpu")
 
     def __call__(self, batch: Any) -> Outputs:

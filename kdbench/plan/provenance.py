@@ -65,12 +65,15 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _portable(path: Path) -> str:
-    """A path, below the folders of data by their name: they differ between machines."""
+    """A path, below the folders of data by their name: they differ between machines. A relative one is kept so.
+
+    Then it names another file in another working folder, as it does in the command.
+    """
     whole = path.resolve()
     for name, root in roots().items():
         if whole.is_relative_to(root.resolve()):
             return f"{name}/{whole.relative_to(root.resolve()).as_posix()}"
-    return whole.as_posix()
+    return path.as_posix()
 
 
 def here(name: str) -> Path:
@@ -181,7 +184,8 @@ def _silent(node: object) -> bool:
     """Whether a statement does nothing: text that stands alone, or what only a type checker reads."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    typing = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return typing and isinstance(node, ast.If) and not node.orelse
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[str]:

@@ -154,8 +154,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def _comparison(records: Sequence[Record], judged: Headline) -> Comparison:
     metric, mode = judged.metric, judged.mode
     arms, student = _arms(records, metric), records[0].config["student"]
+    counted = {id(run) for arm in arms for run in arm.runs.values()}
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
-    teachers = {run.seed: run for run in kd_last if run.teacher and run.control == "none"}
+    teachers = {run.seed: run for run in kd_last if id(run) in counted and run.teacher and run.control == "none"}
     alone, kd = (_baseline(arms, name, mode) for name in ("alone", "kd"))
     data = next((record.data for record in records if record.data), None)
     return Comparison(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 from kdbench.hashing import file_digest
@@ -16,6 +17,11 @@ def finished(root: Path, config: RunConfig) -> Record | None:
     path = run_folder(root, config) / "record.json"
     record = loads(path.read_bytes(), path) if path.exists() else None
     return record if record is not None and record.status == "done" else None
+
+
+def set_aside(folder: Path) -> None:
+    """Keep a run's record under a name that is no record's."""
+    os.replace(folder / "record.json", folder / "record.json.stale")
 
 
 def stale(record: Record, config: RunConfig, folder: Path) -> list[str]:
@@ -33,7 +39,9 @@ def stale(record: Record, config: RunConfig, folder: Path) -> list[str]:
     if not on_gpu and ran.threads != asked.threads:
         told.append(f"it was computed with {ran.threads} threads")
     made = Made.load(folder)
-    for name, digest in made.inputs.items() if made else ():
+    if made is None:
+        return [*told, "which files it read is not known"]
+    for name, digest in made.inputs.items():
         path = here(name)
         if path.is_file() and _digest_of(path, path.stat().st_mtime_ns, path.stat().st_size) != digest:
             told.append(f"{path} changed")

@@ -31,15 +31,16 @@ def test_it_is_written_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"teacher": "u" * 64}, {"data": "e" * 64}, {"view_seed": 1}, {"outputs": ("logits", "hop")}]
+    "change",
+    [{"teacher": "u" * 64}, {"data": "e" * 64}, {"view_seed": 1}, {"outputs": ("logits", "hop")}, {"code": "c" * 64}],
 )
 def test_a_stale_key_refuses(tmp_path: Path, change: dict[str, object]) -> None:
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
     (field,) = change
     other = replace(KEY, **change)
-    assert other.hash != KEY.hash
+    assert other.address != KEY.address and (other.hash != KEY.hash) == (field != "code")
     with pytest.raises(StaleCacheError, match=field):
-        TeacherCache(tmp_path / KEY.hash[:16], other)
+        TeacherCache(tmp_path / KEY.address[:16], other)
 
 
 def test_a_killed_writer_leaves_nothing_that_opens(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_a_killed_writer_leaves_nothing_that_opens(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         TeacherCache.ensure(tmp_path, KEY, dies())
     with pytest.raises(FileNotFoundError):
-        TeacherCache(tmp_path / KEY.hash[:16], KEY)
+        TeacherCache(tmp_path / KEY.address[:16], KEY)
     assert torch.equal(TeacherCache.ensure(tmp_path, KEY, CHUNKS).read(torch.arange(10))["logits"], DATA["logits"])
 
 
@@ -89,7 +90,7 @@ def test_a_damaged_cache_is_named_and_made_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: Callable[[Path], None]
 ) -> None:
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
-    folder = tmp_path / KEY.hash[:16]
+    folder = tmp_path / KEY.address[:16]
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     damage(folder / name)
     with pytest.raises(DamagedCacheError, match=f"{folder / name} is damaged"):
@@ -103,13 +104,13 @@ def test_a_damaged_cache_is_named_and_made_again(
 
 def test_a_lost_file_of_rows_is_made_again(tmp_path: Path) -> None:
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
-    (tmp_path / KEY.hash[:16] / "rows.bin").unlink()
+    (tmp_path / KEY.address[:16] / "rows.bin").unlink()
     assert torch.equal(TeacherCache.ensure(tmp_path, KEY, CHUNKS).read(torch.arange(10))["hop"], DATA["hop"])
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
-    folder = tmp_path / KEY.hash[:16]
+    folder = tmp_path / KEY.address[:16]
     for name in ("rows.bin", "cache.json"):
         content = (folder / name).read_bytes()
         for place in range(0, len(content), 3):
@@ -123,7 +124,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 def test_a_reader_keeps_its_rows_while_the_cache_is_made_again(tmp_path: Path) -> None:
     cache = TeacherCache.ensure(tmp_path, KEY, CHUNKS)
-    flipped(tmp_path / KEY.hash[:16] / "cache.json")
+    flipped(tmp_path / KEY.address[:16] / "cache.json")
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
     assert torch.equal(cache.read(torch.arange(10))["hop"], DATA["hop"])
 
@@ -142,7 +143,7 @@ def chunks():
 TeacherCache.ensure(Path(sys.argv[1]), {KEY!r}, chunks())
 """
     killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
-    folder = tmp_path / KEY.hash[:16]
+    folder = tmp_path / KEY.address[:16]
     assert killed.returncode == -9 and len(list(folder.glob(".rows.bin.*"))) == 1
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
     assert {file.name for file in folder.iterdir()} == {"lock", "rows.bin", "cache.json"}
@@ -151,4 +152,4 @@ TeacherCache.ensure(Path(sys.argv[1]), {KEY!r}, chunks())
 def test_reading_does_not_write(tmp_path: Path) -> None:
     cache = TeacherCache.ensure(tmp_path, KEY, CHUNKS)
     cache.read(torch.arange(10))["logits"].zero_()
-    assert torch.equal(TeacherCache(tmp_path / KEY.hash[:16], KEY).read(torch.arange(10))["logits"], DATA["logits"])
+    assert torch.equal(TeacherCache(tmp_path / KEY.address[:16], KEY).read(torch.arange(10))["logits"], DATA["logits"])

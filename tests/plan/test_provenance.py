@@ -16,7 +16,7 @@ from kdbench.plan import provenance
 from kdbench.plan.config import RunConfig, from_json, resolve
 from kdbench.plan.options import identity
 from kdbench.plan.provenance import Made, changes, closure
-from kdbench.results import finished
+from kdbench.results import finished, store
 from kdbench.results.finished import stale
 from kdbench.results.record import loads
 
@@ -94,6 +94,7 @@ def test_comments_docstrings_layout_and_types_do_not_count(made_up: Path, old: s
     [
         ("loss.py", "SCALE *", "2 * SCALE *"),
         ("loss.py", "+ math", "- math"),
+        ("loss.py", "if TYPE_CHECKING:", "if not TYPE_CHECKING:"),
         ("loss.py", "x: float", "x: int"),
         ("terms.py", "x * x", "x * x * 1.0"),
         ("terms.py", "x * x", "x * x * 1"),
@@ -188,6 +189,18 @@ def test_what_a_remembered_function_read_counts_at_each_call(tmp_path: Path) -> 
     assert calls == ["a", "a"]
 
 
+def test_a_relative_file_is_that_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "teacher.bin").write_text(folder)
+    monkeypatch.chdir(tmp_path / "a")
+    with collected_digests() as read:
+        file_digest(Path("teacher.bin"))
+    made = Made.of(resolve({"task": "gnn", "method": "alone"}), read)
+    monkeypatch.chdir(tmp_path / "b")
+    assert file_digest(provenance.here(*made.inputs)) != made.inputs["teacher.bin"]
+
+
 def test_options_that_change_no_number_leave_the_hash() -> None:
     chosen: dict[str, object] = {"task": "gnn", "method": "kd", "seed": 3}
     plain = resolve(chosen)
@@ -233,11 +246,29 @@ def test_a_finished_run_is_done_again_when_its_code_changes(
     real = provenance.code_of
     for user in (finished, provenance):
         monkeypatch.setattr(user, "code_of", lambda config: {**real(config), "kdbench/engine/module.py": "0" * 16})
-    assert once(reused=True, keep=True) == []
+    (kept,) = once(reused=True, keep=True)
+    assert "its record is kept though kdbench/engine/module.py changed" in kept
     (note,) = once(reused=False)
     assert "stale" in note and "kdbench/engine/module.py changed" in note and "method=alone" in note
-    assert len(list(tmp_path.rglob("stale.json"))) == 1
+    assert len(list(tmp_path.rglob("record.json.stale"))) == 1
     assert once(reused=True) == []
+
+
+def test_a_run_that_does_not_say_what_it_read_is_done_again(once: Callable[..., list[str]], tmp_path: Path) -> None:
+    once(reused=False)
+    (made,) = tmp_path.rglob("made.json")
+    made.write_text(made.read_text()[:-20])
+    (note,) = once(reused=False)
+    assert "which files it read is not known" in note
+
+
+def test_a_record_set_aside_is_no_record(once: Callable[..., list[str]], tmp_path: Path) -> None:
+    once(reused=False)
+    (path,) = tmp_path.rglob("record.json")
+    finished.set_aside(path.parent)
+    assert store.read([tmp_path]) == []
+    assert once(reused=False) == []
+    assert store.validate([tmp_path]).valid == 1
 
 
 def test_threads_and_processors_make_a_run_stale(once: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -309,3 +340,22 @@ def test_a_changed_file_makes_a_run_stale(tmp_path: Path, monkeypatch: pytest.Mo
     assert outcome is not None
     assert [*results, outcome.reused] == [False, True, False]
     assert len(said) == 1 and f"{path} changed" in said[0]
+
+
+def test_a_teacher_s_outputs_are_computed_anew_by_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights and the same data, but what makes outputs of them has changed."""
+    from kdbench.engine import runner, task
+    from kdbench.families.graph.node_classification import teacher
+
+    chosen = {"task": "gnn", "method": "kd", "student.width": 8, "trainer.max_epochs": 2}
+    runner.run(resolve(chosen), tmp_path, runner.Silent())
+    real = teacher.HopTeacher.forward
+    scaled = lambda self, rows: {name: -3 * value for name, value in real(self, rows).items()}  # noqa: E731
+    monkeypatch.setattr(teacher.HopTeacher, "forward", scaled)
+    monkeypatch.setattr(task, "closure_digest", lambda modules: "0" * 64)
+    for user in (finished, provenance):
+        monkeypatch.setattr(user, "code_of", lambda config: {"teacher.py": "0" * 16})
+    again = runner.run(resolve(chosen), tmp_path, runner.Silent())
+    fresh = runner.run(resolve(chosen), tmp_path / "fresh", runner.Silent())
+    assert again and fresh and not again.reused
+    assert again.record.curves == fresh.record.curves and again.record.teacher == fresh.record.teacher

@@ -331,6 +331,16 @@ def test_seeds_whose_arms_differ_in_what_pairs_share_are_named(trait: str, make:
     assert any(note.startswith(told) for note in footnotes(mixed)) and told in markdown(mixed)
 
 
+def test_the_teacher_is_that_of_the_runs_that_count(make: Callable[..., Record]) -> None:
+    """Of a run that is there twice the last that finished counts, with its teacher."""
+    late, early = "2026-10-03T10:00:00Z", "2026-10-02T10:00:00Z"
+    new = make("kd", 0, 42, teacher_right=57, started=late, finished=late)
+    old = make("kd", 0, 40, teacher_right=50, started=early, finished=early)
+    for order in ([new, old], [old, new]):
+        rows = {row.method: row for row in one([make("alone", 0, 40), *order]).rows}
+        assert (rows["teacher"].mean, rows["kd"].mean) == (pytest.approx(57 / 60), pytest.approx(42 / 60))
+
+
 def test_runs_of_different_code_are_named(make: Callable[..., Record]) -> None:
     def made(method: str, seed: int, **files: str) -> Record:
         digests = {f"kdbench/{name}.py": digit * 16 for name, digit in files.items()}
