@@ -435,9 +435,9 @@ def test_debug_shows_where_an_error_was_raised(say: Callable[..., Said]) -> None
 
 def test_an_error_nobody_foresaw_is_one_message_too(tmp_path: Path) -> None:
     script = (
-        "import sys; from kdbench import cli, describe\n"
+        "import sys; from kdbench import describe; from kdbench.cli import main\n"
         "def listing(pattern): raise ZeroDivisionError('a bug')\n"
-        "describe.listing = listing; sys.argv = ['kdbench', *sys.argv[1:]]; cli.console()"
+        "describe.listing = listing; sys.argv = ['kdbench', *sys.argv[1:]]; main.console()"
     )
     command = [sys.executable, "-c", script]
     plain = subprocess.run([*command, "list"], capture_output=True, text=True, cwd=tmp_path)

@@ -148,7 +148,7 @@ def record_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for arm, right in arms.items():
             _write(folder / "imagined", "imagined", arm, seed, right + seed - 100)
     for place, text in enumerate(HOSTILE):
-        _write(folder / "hostile", "hostile", "alone", 200 + place, 40, text)
+        _write(folder / "hostile", "hostile", "alone", 200 + place, 45, text)
     return folder
 
 
