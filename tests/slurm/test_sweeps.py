@@ -119,7 +119,7 @@ def record(asked: Sweep, key: str) -> Any:
 
 def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path) -> None:
     words = ["task=gnn", "method=kd", "trainer.max_epochs=4000", "name=late", "launcher=slurm", *SMALL[:2]]
-    words += ["slurm.time=1", "slurm.signal=55", "slurm.requeues=50"]
+    words += ["slurm.time=1", "slurm.signal=35", "slurm.requeues=50"]  # 25 s at a stretch, the start included
     asked = sweep(words, tmp_path / "cluster", "--wait")
     assert state(asked).attempt > 1, "it was stopped and queued again"
     assert "the checkpoint is written" in logs(asked)
