@@ -25,7 +25,7 @@ from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import EMATeacher, Teacher
-from kdbench.errors import DataError, NonFiniteLossError, UsageError
+from kdbench.errors import NonFiniteLossError, UsageError
 from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, run_folder
@@ -114,7 +114,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
             if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
             raise
-        except (DataError, UsageError):
+        except UsageError:
             if is_first(config.trainer.processes):
                 _forget(folder)
             raise
