@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdbench.engine.runner import Outcome
-from kdbench.errors import UndefinedMetricError
+from kdbench.errors import DataError
 from kdbench.families.graph.graph_classification.data import Graphs, motifs
 from kdbench.families.graph.graph_classification.networks import GraphNet
 from kdbench.families.graph.graph_classification.options import GraphData, GraphStudent
@@ -127,11 +127,11 @@ def test_the_area_needs_two_classes() -> None:
     assert found == {"auc": Undefined("all 3 graphs are of class 1"), "accuracy": 2 / 3}
 
 
-def test_a_run_whose_test_graphs_are_of_one_class_fails_with_the_reason(
+def test_a_run_whose_graphs_are_of_one_class_in_a_split_fails_with_the_reason(
     do: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        UndefinedMetricError, match=r"auc is not defined on the (val|test) split: all \d+ graphs are of"
+        DataError, match=r"the val split has no example of class 0 \(train 9 of 16, val 0 of 2, test 1 of"
     ):
         do("task=graph_classification", "method=alone", "data.graphs=20", "trainer.max_epochs=1")
     assert not list(tmp_path.rglob("record.json"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.engine.method import Method, Shapes, Step
-from kdbench.engine.runner import Outcome, Session
+from kdbench.engine.runner import Outcome, Session, Silent
 from kdbench.families.medical.segmentation_3d import heads
 from kdbench.families.medical.segmentation_3d.heads import Head, entropy, voxel_kl
 from kdbench.families.medical.segmentation_3d.methods.deep_supervision import DeepSupervision
@@ -290,7 +290,7 @@ def test_the_heads_cost_their_parameters_in_training_and_nothing_in_deployment(d
 @pytest.mark.parametrize("name", ["dsd", "deep_supervision"])
 def test_evaluation_is_that_of_the_bare_backbone(name: str, tmp_path: Path) -> None:
     (config,) = expand(["task=hippocampus", f"method={name}"])
-    session = Session(config, tmp_path, tmp_path, None)  # type: ignore[arg-type]
+    session = Session(config, tmp_path, tmp_path, Silent())
     module, _ = session.assemble()
     batch = session.task.example()
     module.eval()

@@ -96,7 +96,7 @@ def test_an_absent_class_is_counted_and_costs_what_it_should() -> None:
 
 def session(tmp_path: Path, *words: str) -> Session:
     (config,) = expand(["task=hippocampus", *words])
-    return Session(config, tmp_path, tmp_path, None)  # type: ignore[arg-type]
+    return Session(config, tmp_path, tmp_path, Silent())
 
 
 def test_whole_volumes_are_predicted_by_windows_and_padding_is_not_scored(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_metric_whose_smallest_value_is_best_selects_teacher_and_student_so(tm
     assert curves["epoch"][curves["val/hd95"].index(best)] == chosen.epoch
     task = Session(replace(config, metric="hd95"), tmp_path, tmp_path, Silent()).task
     assert task.selection().mode == "min" and task.stages()[0].inputs["mode"] == "min"
-    assert "mode" not in session(tmp_path, "method=kd").task.stages()[0].inputs
+    assert session(tmp_path, "method=kd").task.stages()[0].inputs["mode"] == "max"
 
 
 def test_training_sees_patches_and_evaluation_the_released_windows(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.method import Shapes, Step
-from kdbench.engine.runner import Session
+from kdbench.engine.runner import Session, Silent
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher
 from kdbench.errors import UsageError
 from kdbench.families.vision_language.paired_classification import collaboration
@@ -368,7 +368,7 @@ def test_the_cache_changes_nothing(do: Callable[..., Any]) -> None:
 
 def test_the_student_goes_on_from_stage_1(small_task: Callable[..., PairedTask], tmp_path: Path) -> None:
     task = small_task("method=mst_distill", "trainer.max_epochs=2")
-    session = Session(task.config, tmp_path, tmp_path, None)  # type: ignore[arg-type]
+    session = Session(task.config, tmp_path, tmp_path, Silent())
     for stage in session.stages():
         session.store.ensure(stage)
     module, teachers = session.assemble()
