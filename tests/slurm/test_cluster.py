@@ -71,7 +71,7 @@ def test_an_array_runs_each_task_once_at_its_throttle(cluster: LocalCluster, tmp
 
 
 def test_one_task_of_an_array_is_cancelled(cluster: LocalCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, "[ $SLURM_ARRAY_TASK_ID = 1 ] && sleep 300; echo over", "--array=0-2")
+    job = submit(cluster, tmp_path, "[ $SLURM_ARRAY_TASK_ID = 1 ] && exec sleep 300; echo over", "--array=0-2")
     cluster.wait_jobs([f"{job}_1"], ["RUNNING"])
     cluster.command("scancel", f"{job}_1")
     cluster.wait_jobs([f"{job}_1"], ["CANCELLED"])
