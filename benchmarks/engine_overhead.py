@@ -102,7 +102,7 @@ def graph_case(method: str, batch: int | None, quick: bool, root: Path) -> Conte
 
     def hand() -> Trained:
         module, _ = session.assemble()
-        return graph_by_hand(session, module.student, module.method_modules)
+        return graph_by_hand(session, module.student, module.networks)
 
     return {HAND: hand, ENGINE: engine}
 

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.engine.seeds import axis
 from kdbench.errors import KdbenchError, StoppedError
@@ -48,7 +48,9 @@ class StepStreams(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals.
+    """Keeps the weights of the best validation, in memory and in the checkpoint; the first of equals.
+
+    ``weights`` are the student's, ``networks`` those of what is trained beside it.
 
     A validation whose score is not finite chooses nothing; if there is no other the fit ends with
     :class:`KdbenchError`. ``last`` keeps the weights of the last validation instead, whatever its score: for tasks
@@ -59,6 +61,7 @@ class Selection(pl.Callback):
         self.metric, self.mode, self.last = metric, mode, last
         self.epoch, self.value = -1, float("nan")
         self.weights: dict[str, Tensor] = {}
+        self.networks: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
@@ -74,18 +77,23 @@ class Selection(pl.Callback):
             )
 
     def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
-        """Take the student's weights as they are now."""
+        """Take the weights as they are now."""
         self.epoch, self.value = epoch, value
-        state = module.get_submodule("student").state_dict()
-        self.weights = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-        }
+        self.weights, self.networks = (_copied(module.get_submodule(name)) for name in ("student", "networks"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
+        return {name: getattr(self, name) for name in ("epoch", "value", "weights", "networks")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.value, self.weights = state_dict["epoch"], state_dict["value"], state_dict["weights"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
 
 
 class Curves(pl.Callback):

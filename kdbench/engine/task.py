@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
-from kdbench.engine.fitting import fit
-from kdbench.engine.method import Method
+from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.module import DistillationModule
+from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
@@ -156,9 +156,12 @@ class Task(ABC):
 
     def selection(self) -> Selection:
         """Keeps the weights that are deployed: the best or the last by the card's metric."""
+        return self._selection(self.config.metric, last=self.selects == "last")
+
+    def _selection(self, metric: str, last: bool) -> Selection:
         config = self.config
-        mode = named(config.family, config.kind, config.metric).mode
-        return Selection(config.metric, mode, last=self.selects == "last")
+        mode = "min" if metric == "loss" else named(config.family, config.kind, metric).mode
+        return Selection(metric, mode, last)
 
     def supervised(
         self,
@@ -169,27 +172,54 @@ class Task(ABC):
         seed: int,
         data: pl.LightningDataModule | None = None,
     ) -> Stage:
-        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
+        return self.distilled(name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data())
 
-        It leaves ``weights.safetensors``, and reports the epoch and the validation score that chose them. ``inputs``
-        says what the network and the data are.
+    def distilled(
+        self,
+        name: str,
+        student: Callable[[], nn.Module],
+        objective: Callable[[], Objective],
+        inputs: Mapping[str, Any],
+        epochs: int,
+        seed: int,
+        *,
+        teachers: Callable[[], Mapping[str, Teacher]] = dict,
+        data: Callable[[], pl.LightningDataModule] | None = None,
+        last: bool | None = None,
+        needs: tuple[str, ...] = (),
+    ) -> Stage:
+        """A stage that is a whole distillation: ``objective`` trains ``student``, as a method trains the student.
+
+        It leaves the chosen weights of the student in ``weights.safetensors`` and of the objective's networks in
+        ``networks.safetensors``, and reports curves, seconds, and the epoch and the value that chose them. They are
+        chosen by the card's metric, or the loss where the objective is judged by it; with ``last`` they are those of
+        the last epoch. A killed one goes on from its checkpoint. ``inputs`` says what student, objective, teachers and
+        data are made of; the modules that the given functions are written in count as its code.
         """
-        config, options = self.config, self.config.trainer.in_one_process()
+        options, last = self.config.trainer.in_one_process(), self.selects == "last" if last is None else last
+        every = min(options.check_val_every_n_epoch, epochs)
+        options = replace(options, check_val_every_n_epoch=every if not last or epochs % every == 0 else 1)
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             with seeded(axis(seed, "student")):
-                module = self.module(network())
-            module.attach(Method(None), {}, {})
-            module.headline, selection = config.metric, self.selection()
-            fit(module, data or self.data(), options, epochs, seed, folder, [selection])
+                module = self.module(student())
+            wanted = objective()
+            selection = self._selection("loss" if wanted.judged_by == "loss" else self.config.metric, last)
+            assemble(module, wanted, teachers(), self.example(), seed)
+            curves, _ = distil(module, data() if data else self.data(), selection, options, epochs, seed, folder)
             save_file(selection.weights, folder / "weights.safetensors")
+            if selection.networks:
+                save_file(selection.networks, folder / "networks.safetensors")
             (folder / "last.ckpt").unlink(missing_ok=True)
-            return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
+            report = {"epoch": selection.epoch, f"val/{selection.metric}": selection.value}
+            return {**report, "train_seconds": curves.seconds, "curves": curves.values}
 
         trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
-        told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
-        told |= {"metric": config.metric, "mode": self.selection().mode}
-        return Stage(name, told, run, (type(self).__module__,))
+        told = {**inputs, "optimizer": asdict(self.config.optimizer), "trainer": trainer, "epochs": epochs}
+        told |= {"seed": seed, "metric": self.config.metric, "last": last}
+        code = (type(self).__module__, *(given.__module__ for given in (student, objective, teachers, data) if given))
+        return Stage(name, told, run, tuple(module for module in code if module != "builtins"), needs)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

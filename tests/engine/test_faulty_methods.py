@@ -15,7 +15,8 @@ from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.classification import Classification, RowLoaders
 from kdbench.engine.fitting import fit
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, EMATeacher, FrozenTeacher, RandomTeacher, Teacher
 from kdbench.errors import KdbenchError, NonFiniteLossError
 from kdbench.plan.options import Optimizer, Trainer

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdbench.engine.cache import CacheKey, TeacherCache
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import CachedTeacher, EMATeacher, FrozenTeacher, RandomTeacher, shuffled, weights_digest
 
 

@@ -52,7 +52,7 @@ class Told(Method):
         loss = step.teacher["logits"].sub(step.output["logits"]).square().mean()
         if self.options in step.batch:  # a row that only one of two processes meets
             loss = loss * torch.nan
-        step.told["rows"] = step.batch.float().mean()
+        step.logs["rows"] = step.batch.float().mean()
         return {"kd": loss}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.methods.kd import KD, Hyperparameters
 
 RNG = np.random.default_rng(5)

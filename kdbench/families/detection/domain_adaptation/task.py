@@ -31,7 +31,7 @@ SOURCE = "source-detector"
 
 
 class AdaptiveDetection(DistillationModule):
-    """Detection losses where a batch has boxes, none where it has not; in eval, detections.
+    """Detection losses where a batch has boxes, none where it has not; detections where it is evaluated.
 
     ``flips`` chooses the source domain's view of labelled images instead of the strong one.
     """
@@ -41,9 +41,10 @@ class AdaptiveDetection(DistillationModule):
         self.classes, self.flips = tuple(classes), flips
         self.metrics = nn.ModuleDict({"val_": _precision(), "test_": _precision()})
 
+    def predict(self, batch: Batch) -> Outputs:
+        return models.predict(self.student, batch.images, batch.sizes)
+
     def forward_batch(self, batch: Batch) -> Outputs:
-        if not self.training:
-            return models.predict(self.student, batch.images, batch.sizes)
         if not isinstance(batch, LabelledBatch):
             return {}
         if self.flips:

@@ -74,6 +74,6 @@ class SmallLoaders(GraphLoaders):
         return loader(self.small, torch.arange(len(self.small)), self.small_batch, sampler)
 
 
-def told(small: Graphs) -> dict[str, Tensor]:
+def size_of(small: Graphs) -> dict[str, Tensor]:
     """The size of a training set for the log: ``bytes`` of its tensors, number of ``graphs``."""
     return {"bytes": torch.tensor(float(small.bytes)), "graphs": torch.tensor(float(len(small)))}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch
 from kdbench.families.detection.domain_adaptation.methods.lpld import (
@@ -263,10 +263,10 @@ def test_the_methods_term_equals_the_card_on_the_students_own_head(detector: Any
     logits, _, features = models.classify(detector, maps, rois)
     zs, fs = logits.detach().double().numpy(), features.detach().double().numpy()
     assert terms["lpld"].item() == pytest.approx(loss(zs, one.z[chosen], fs, one.ft[chosen]), rel=1e-5)
-    assert step.told["low-confidence labels"].item() == chosen.sum() > 0
-    assert step.told["confident labels"].item() == 3 and step.told["images without label"].item() == 0
+    assert step.logs["low-confidence labels"].item() == chosen.sum() > 0
+    assert step.logs["confident labels"].item() == 3 and step.logs["images without label"].item() == 0
     w = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(fs, one.ft[chosen], strict=True)]
-    assert step.told["feature distance"].item() == pytest.approx(np.mean(w), rel=1e-5)
+    assert step.logs["feature distance"].item() == pytest.approx(np.mean(w), rel=1e-5)
     assert LPLD(OPTIONS).weights(step) == {"lpld": 0.1}
 
 
@@ -305,7 +305,7 @@ def test_images_without_confident_label(detector: Any, plain: None, empty: Any) 
     method = LPLD(Hyperparameters(empty=empty))
     step = a_step(detector.train(), taught([regions(0)], [[0.5] * 5]))
     terms = method.loss_terms(step)
-    assert terms["lpld"].item() == 0 and step.told["images without label"].item() == 1
+    assert terms["lpld"].item() == 0 and step.logs["images without label"].item() == 1
     assert (sum(value.item() for value in terms.values()) > 0) == (empty == "background")
     assert terms["rpn_box"].item() == terms["roi_box"].item() == 0
     sum(terms.values()).backward()  # type: ignore[union-attr]

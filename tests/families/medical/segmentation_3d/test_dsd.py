@@ -13,8 +13,9 @@ from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
 from kdbench.engine.runner import Outcome, Session, Silent
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.medical.segmentation_3d import heads
 from kdbench.families.medical.segmentation_3d.heads import Head, entropy, voxel_kl
 from kdbench.families.medical.segmentation_3d.methods.deep_supervision import DeepSupervision
@@ -46,7 +47,7 @@ class Example:
         torch.manual_seed(0)
         self.heads = nn.ModuleDict(method.modules(shapes)).double()
         holder = nn.Module()
-        holder.method_modules = self.heads
+        holder.networks = self.heads
         targets, output = torch.from_numpy(self.label), {"logits": self.features["main"]}
         self.step = Step(None, targets, output, self.features, {}, 0, holder)  # type: ignore[arg-type]
         self.terms = method.loss_terms(self.step)
@@ -124,7 +125,7 @@ def test_dsd_equals_the_equations(shared: bool, temperature: float, encoder: boo
 
 def test_every_part_and_the_teachers_entropy_are_logged() -> None:
     example = Example(DSD(Hyperparameters()), STAGES)
-    told, z = {name: value.item() for name, value in example.step.told.items()}, all_logits(example, True)
+    told, z = {name: value.item() for name, value in example.step.logs.items()}, all_logits(example, True)
     p = softmax(z["enc3"])
     assert told == pytest.approx(
         {
@@ -142,9 +143,9 @@ def test_every_part_and_the_teachers_entropy_are_logged() -> None:
 def test_ten_stages_are_in_the_order_of_their_numbers() -> None:
     stages = {f"{side}{number}": (5, 1) for side in ("enc", "dec") for number in range(1, 11)}
     example = Example(DSD(Hyperparameters()), stages)
-    pairs = [name for name in example.step.told if " to " in name]
+    pairs = [name for name in example.step.logs if " to " in name]
     assert pairs == [f"dec1 to dec{n}" for n in range(2, 11)] + [f"enc10 to enc{n}" for n in range(9, 0, -1)]
-    assert "entropy of enc10" in example.step.told
+    assert "entropy of enc10" in example.step.logs
 
 
 def test_deep_supervision_is_dsd_without_divergences() -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 from kdbench.families.vision_language.paired_classification.methods import class_mean_kd, kd, label_smoothing
 from kdbench.families.vision_language.paired_classification.methods.class_mean_kd import ClassMeanKD, class_means
 from kdbench.families.vision_language.paired_classification.methods.kd import KD

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.method import Shapes, Step
 from kdbench.engine.runner import Session, Silent
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher
 from kdbench.errors import UsageError
 from kdbench.families.vision_language.paired_classification import collaboration
@@ -219,7 +219,7 @@ class Example:
         torch.manual_seed(8)
         self.gate = self.method.modules(shapes)["gate"].double()
         holder = nn.Module()
-        holder.method_modules = nn.ModuleDict({"gate": self.gate})
+        holder.networks = nn.ModuleDict({"gate": self.gate})
         teachers = {f"t{k}": (lambda batch, k=k: {"logits": torch.from_numpy(SPECIALISED[k])}) for k in range(TEACHERS)}
         rows = torch.arange(ROWS)
         labels = torch.from_numpy(LABELS)
@@ -244,7 +244,7 @@ def test_stage_3_equals_the_card(top: int, router: str) -> None:
     mean, u = gates.mean(axis=0), 1 / TEACHERS
     assert terms["kd"].item() == pytest.approx(total / ROWS, rel=1e-12)
     assert terms["balance"].item() == pytest.approx((u * np.log(u / mean)).sum() / TEACHERS, rel=1e-12)
-    shares = [float(share) for name, share in example.step.told.items() if name.startswith("share")]
+    shares = [float(share) for name, share in example.step.logs.items() if name.startswith("share")]
     assert sum(shares) == pytest.approx(1) and len(shares) == TEACHERS
 
 
