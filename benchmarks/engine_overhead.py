@@ -185,7 +185,7 @@ def vector_case(width: int, quick: bool, root: Path) -> Contestants:
         session = VectorSession(config, VectorTask(data, BATCH), root)
         module = VectorModule(student, config.optimizer)
         teacher = FrozenTeacher(network, lambda network, batch: {"logits": network(batch[0])})
-        module.attach(session.method, {"teacher": teacher}, {})
+        module.attach(session.method, {"teacher": teacher})
         return by_engine(session, module, student[0], Path(tempfile.mkdtemp(dir=root)))
 
     contestants: dict[str, Callable[[], Trained]] = {HAND: hand, ENGINE: engine}

@@ -50,15 +50,15 @@ class StepStreams(pl.Callback):
 class Selection(pl.Callback):
     """Keeps the weights of the best validation, in memory and in the checkpoint; the first of equals.
 
-    ``weights`` are the student's, ``networks`` those of what is trained beside it.
+    ``weights`` are the student's, ``networks`` those of what is trained beside it where these are ``wanted`` too.
 
     A validation whose score is not finite chooses nothing; if there is no other the fit ends with
     :class:`KdbenchError`. ``last`` keeps the weights of the last validation instead, whatever its score: for tasks
     whose protocol has no labels to choose by.
     """
 
-    def __init__(self, metric: str, mode: str = "max", last: bool = False) -> None:
-        self.metric, self.mode, self.last = metric, mode, last
+    def __init__(self, metric: str, mode: str = "max", last: bool = False, wanted: bool = False) -> None:
+        self.metric, self.mode, self.last, self.wanted = metric, mode, last, wanted
         self.epoch, self.value = -1, float("nan")
         self.weights: dict[str, Tensor] = {}
         self.networks: dict[str, Tensor] = {}
@@ -79,7 +79,8 @@ class Selection(pl.Callback):
     def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
         """Take the weights as they are now."""
         self.epoch, self.value = epoch, value
-        self.weights, self.networks = (_copied(module.get_submodule(name)) for name in ("student", "networks"))
+        self.weights = _copied(module.get_submodule("student"))
+        self.networks = _copied(module.get_submodule("networks")) if self.wanted else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("epoch", "value", "weights", "networks")}

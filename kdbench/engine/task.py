@@ -156,12 +156,12 @@ class Task(ABC):
 
     def selection(self) -> Selection:
         """Keeps the weights that are deployed: the best or the last by the card's metric."""
-        return self._selection(self.config.metric, last=self.selects == "last")
+        return self._selection(self.config.metric, self.selects == "last")
 
-    def _selection(self, metric: str, last: bool) -> Selection:
+    def _selection(self, metric: str, last: bool, networks: bool = False) -> Selection:
         config = self.config
         mode = "min" if metric == "loss" else named(config.family, config.kind, metric).mode
-        return Selection(metric, mode, last)
+        return Selection(metric, mode, last, networks)
 
     def supervised(
         self,
@@ -205,7 +205,7 @@ class Task(ABC):
             with seeded(axis(seed, "student")):
                 module = self.module(student())
             wanted = objective()
-            selection = self._selection("loss" if wanted.judged_by == "loss" else self.config.metric, last)
+            selection = self._selection("loss" if wanted.judged_by == "loss" else self.config.metric, last, True)
             assemble(module, wanted, teachers(), self.example(), seed)
             curves, _ = distil(module, data() if data else self.data(), selection, options, epochs, seed, folder)
             save_file(selection.weights, folder / "weights.safetensors")

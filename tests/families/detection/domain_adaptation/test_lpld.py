@@ -204,14 +204,6 @@ def test_half_precision_is_computed_in_single() -> None:
     assert value.dtype == torch.float32 and value.item() == pytest.approx(exact, rel=1e-5)
 
 
-class Classroom(nn.Module):
-    """What a step's module has: the student."""
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-
 def taught(rows: list[Regions], scores: list[list[float]]) -> dict[str, torch.Tensor]:
     """A teacher's outputs: the given regions, and their confident boxes as detections."""
     names = {"proposals": "p", "logits": "z", "deltas": "d", "features": "ft"}
@@ -233,7 +225,7 @@ def a_step(student: nn.Module, outputs: dict[str, torch.Tensor]) -> Step:
     images[:] = images[0]
     batch = Batch(images, torch.full((count, 2), 64), torch.arange(count))
     teachers: Any = {"teacher": lambda batch: outputs}
-    return Step(batch, batch.rows, {}, {}, teachers, 0, Classroom(student))  # type: ignore[arg-type]
+    return Step(batch, batch.rows, {}, {}, teachers, 0, 1, student)
 
 
 def regions(seed: int) -> Regions:
@@ -319,7 +311,7 @@ def test_the_teacher_gets_no_gradient_through_the_whole_method(session: Callable
     for parameter in teacher.network.parameters():
         parameter.requires_grad_()  # as in the released code; cutting is the method's own duty
     module.train()
-    module.training_step_value = begun.method.loss_terms(Step(begun.task.example(), None, {}, {}, teachers, 0, module))
-    sum(module.training_step_value.values()).backward()
+    step = Step(begun.task.example(), None, {}, {}, teachers, 0, 1, module.student)
+    sum(begun.method.loss_terms(step).values()).backward()
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
     assert any(p.grad is not None and p.grad.any() for p in module.student.parameters())

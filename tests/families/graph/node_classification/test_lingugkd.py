@@ -33,9 +33,8 @@ class Example:
         self.logits = self.leaf(rng.normal(size=(len(self.labels), CLASSES)))
         shapes = Shapes({f"state{i}": (WIDTH,) for i in range(HOPS)}, {f"hop{i}": (TEACHER,) for i in range(HOPS)})
         torch.manual_seed(0)
-        self.holder = nn.Module()
-        self.holder.networks = nn.ModuleDict(self.method.modules(shapes)).double().eval()
-        self.projector, self.weights = (self.holder.get_submodule(f"networks.{n}") for n in ("projector", "weights"))
+        self.networks = nn.ModuleDict(self.method.modules(shapes)).double().eval()
+        self.projector, self.weights = self.method.projector, self.method.logits
         with torch.no_grad():
             for parameter in self.weights.parameters():
                 if parameter.requires_grad:
@@ -47,7 +46,8 @@ class Example:
             features={f"state{i}": state for i, state in enumerate(self.states)},
             teachers={"teacher": lambda batch: {f"hop{i}": hop for i, hop in enumerate(self.hops)}},  # type: ignore[dict-item]
             epoch=0,
-            module=self.holder,  # type: ignore[arg-type]
+            epochs=1,
+            student=nn.Module(),
         )
 
     @staticmethod
@@ -123,7 +123,7 @@ def test_stage_3_equals_the_card(variant: str, layer_weights: str, loss_weights:
 def test_float32_agrees_to_its_own_precision() -> None:
     example = Example()
     wanted = reference(example)["kd"]
-    example.holder.float()
+    example.networks.float()
     example.hops = [hop.float() for hop in example.hops]
     example.step.features = {name: state.float() for name, state in example.step.features.items()}
     # cosines are off by about 1e-7, which 1/τ = 14 multiplies

@@ -46,10 +46,8 @@ class Example:
             feature.requires_grad_()
         torch.manual_seed(0)
         self.heads = nn.ModuleDict(method.modules(shapes)).double()
-        holder = nn.Module()
-        holder.networks = self.heads
         targets, output = torch.from_numpy(self.label), {"logits": self.features["main"]}
-        self.step = Step(None, targets, output, self.features, {}, 0, holder)  # type: ignore[arg-type]
+        self.step = Step(None, targets, output, self.features, {}, 0, 1, nn.Module())
         self.terms = method.loss_terms(self.step)
 
     def array(self, name: str) -> np.ndarray:
@@ -261,7 +259,7 @@ def test_plain_distillation_equals_its_equation(alpha: float, temperature: float
     label = rng.integers(CLASSES, size=(BATCH, 1, *SIZE))
     method = KD(KDOptions(alpha, temperature))
     given: dict[str, Any] = {"teacher": lambda batch: {"logits": torch.from_numpy(teacher)}}
-    step = Step(None, torch.from_numpy(label), {"logits": torch.from_numpy(z)}, {}, given, 0, nn.Module())  # type: ignore[arg-type]
+    step = Step(None, torch.from_numpy(label), {"logits": torch.from_numpy(z)}, {}, given, 0, 1, nn.Module())  # type: ignore[arg-type]
     assert method.loss_terms(step)["kd"].item() == pytest.approx(
         temperature**2 * kl(teacher, z, temperature), rel=1e-10
     )
@@ -296,9 +294,9 @@ def test_evaluation_is_that_of_the_bare_backbone(name: str, tmp_path: Path) -> N
     batch = session.task.example()
     module.eval()
     with torch.no_grad():
-        assert torch.equal(module.observe(batch)[0]["logits"], module.student(batch.image))
+        assert torch.equal(module.predict(batch)["logits"], module.student(batch.image))
         module.train()
-        observed, features = module.observe(batch)
+        observed, features = module.observe(batch, module.forward_batch)
         assert torch.equal(observed["logits"], module.student(batch.image)) and torch.equal(
             features["main"], observed["logits"]
         )

@@ -32,7 +32,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 def a_step(logits: Tensor, epoch: int = 0) -> Step:
     teachers = {"teacher": lambda batch: {"logits": torch.from_numpy(TEACHER)}}
     targets = torch.from_numpy(LABELS)
-    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, nn.Module())  # type: ignore[arg-type]
+    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, 100, nn.Module())  # type: ignore[arg-type]
 
 
 def total(method: Method, logits: Tensor) -> Tensor:
