@@ -25,7 +25,7 @@ from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher,
 from kdbench.errors import UsageError
 from kdbench.plan.config import RunConfig
 from kdbench.plan.metrics import named
-from kdbench.plan.options import UNCHANGING
+from kdbench.plan.options import UNCHANGING, Optimizer
 from kdbench.plan.provenance import closure_digest
 
 
@@ -186,6 +186,9 @@ class Task(ABC):
         *,
         teachers: Callable[[], Mapping[str, Teacher]] = dict,
         data: Callable[[], pl.LightningDataModule] | None = None,
+        example: Callable[[], Any] | None = None,
+        module: Callable[[nn.Module], DistillationModule] | None = None,
+        optimizer: Optimizer | None = None,
         last: bool | None = None,
         needs: tuple[str, ...] = (),
     ) -> Stage:
@@ -196,18 +199,22 @@ class Task(ABC):
         chosen by the card's metric, or the loss where the objective is judged by it; with ``last`` they are those of
         the last epoch. A killed one goes on from its checkpoint. ``inputs`` says what student, objective, teachers and
         data are made of; the modules that the given functions are written in count as its code.
+
+        Where they are not the task's own: ``data``, an ``example`` batch of it, the ``module`` around the student, and
+        the ``optimizer``.
         """
+        optimizer = optimizer or self.config.optimizer
         options, last = self.config.trainer.in_one_process(), self.selects == "last" if last is None else last
         every = min(options.check_val_every_n_epoch, epochs)
         options = replace(options, check_val_every_n_epoch=every if not last or epochs % every == 0 else 1)
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             with seeded(axis(seed, "student")):
-                module = self.module(student())
-            wanted = objective()
+                around = (module or self.module)(student())
+            around.optimizer_options, wanted = optimizer, objective()
             selection = self._selection("loss" if wanted.judged_by == "loss" else self.config.metric, last, True)
-            assemble(module, wanted, teachers(), self.example(), seed)
-            curves, _ = distil(module, data() if data else self.data(), selection, options, epochs, seed, folder)
+            assemble(around, wanted, teachers(), (example or self.example)(), seed)
+            curves, _ = distil(around, (data or self.data)(), selection, options, epochs, seed, folder)
             save_file(selection.weights, folder / "weights.safetensors")
             if selection.networks:
                 save_file(selection.networks, folder / "networks.safetensors")
@@ -216,10 +223,11 @@ class Task(ABC):
             return {**report, "train_seconds": curves.seconds, "curves": curves.values}
 
         trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
-        told = {**inputs, "optimizer": asdict(self.config.optimizer), "trainer": trainer, "epochs": epochs}
-        told |= {"seed": seed, "metric": self.config.metric, "last": last}
-        code = (type(self).__module__, *(given.__module__ for given in (student, objective, teachers, data) if given))
-        return Stage(name, told, run, tuple(module for module in code if module != "builtins"), needs)
+        made_of = {**inputs, "optimizer": asdict(optimizer), "trainer": trainer, "epochs": epochs}
+        made_of |= {"seed": seed, "metric": self.config.metric, "last": last}
+        functions = (student, objective, teachers, data, example, module)
+        code = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
+        return Stage(name, made_of, run, tuple(sorted(code)), needs)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""
