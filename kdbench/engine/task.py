@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -23,7 +23,7 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
-from kdbench.plan.config import RunConfig
+from kdbench.plan.config import DataT, RunConfig, StudentT, TeacherT
 from kdbench.plan.metrics import named
 from kdbench.plan.options import UNCHANGING, Optimizer
 from kdbench.plan.provenance import closure_digest
@@ -45,8 +45,11 @@ class DataFacts:
     """int ``[rows]``: the split that each row belongs to."""
 
 
-class Task(ABC):
-    """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind."""
+class Task(ABC, Generic[DataT, StudentT, TeacherT]):
+    """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind.
+
+    It is typed by the kind's option dataclasses, which are ``config.data``, ``config.student`` and ``config.teacher``.
+    """
 
     chunk: int | None = None
     """Rows per teacher call while the cache is written; None for all at once."""
@@ -56,7 +59,7 @@ class Task(ABC):
     selects: ClassVar[Literal["best", "last"]] = "best"
     """Which weights are deployed: of the best validation, or where no label may choose, of the last."""
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[DataT, StudentT, TeacherT], store: StageStore) -> None:
         self.config, self.store = config, store
 
     @property
@@ -127,8 +130,9 @@ class Task(ABC):
     def teacher(self) -> Teacher:
         """The task's teacher as the run wants it: live, cached, or replaced by a control."""
         control, seed = self.config.control, self.config.seed
+        options: Any = self.config.teacher
         if not self.cacheable:
-            if self.config.teacher.cache or control != "none":
+            if options.cache or control != "none":
                 raise UsageError(
                     f"{self.config.task} draws a random view of each example at every step: its teacher cannot be "
                     "cached or replaced by rows of a cache. Leave out teacher.cache and control."
@@ -138,7 +142,7 @@ class Task(ABC):
             return RandomTeacher(self.cache, self.rows_of, seed)
         if control == "shuffled_teacher":
             return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher, shuffled(self.facts.groups, seed))
-        if self.config.teacher.cache:
+        if options.cache:
             return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
         return self.live_teacher()
 

@@ -20,7 +20,6 @@ from kdbench.engine.teachers import EMATeacher, Outputs
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation import views
 from kdbench.families.detection.domain_adaptation.networks import Truth
-from kdbench.families.detection.domain_adaptation.options import MeanTeacher
 from kdbench.families.detection.domain_adaptation.task import AdaptationTask, forward
 
 Empty = Literal["skip", "background"]
@@ -57,7 +56,7 @@ class SelfTraining(pl.Callback):
 
     def mean_teacher(self, task: AdaptationTask) -> EMATeacher:
         """The teacher, made from the task's options; it is deployed."""
-        options: MeanTeacher = task.config.teacher
+        options = task.config.teacher
         self._teacher = EMATeacher(options.keep, forward, options.every or task.steps(), deploy=True)
         return self._teacher
 

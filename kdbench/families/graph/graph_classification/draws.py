@@ -60,7 +60,7 @@ class SmallLoaders(GraphLoaders):
         steps: Literal["data", "set"],
         batch: int | None,
     ) -> None:
-        super().__init__(task.graphs, task.data_options.batch_size, task.config.seed)
+        super().__init__(task.graphs, task.config.data.batch_size, task.config.seed)
         self.small, self.weights, self.steps = small, weights, steps
         self.small_batch = batch or min(self.batch_size, len(small))
 

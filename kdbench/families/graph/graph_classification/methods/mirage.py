@@ -74,7 +74,7 @@ class Mirage(Method[GraphTask]):
 
     def stages(self, task: GraphTask) -> Sequence[Stage]:
         options = self.options
-        layers = task.student_options.layers
+        layers = task.config.student.layers
         chosen = condense.settings(task.graphs.name, layers, options.hops, options.theta, options.drop_shared)
         return [condense.stage(task.graphs, chosen)]
 
