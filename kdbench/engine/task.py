@@ -228,7 +228,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
 
         trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
         made_of = {**inputs, "optimizer": asdict(optimizer), "trainer": trainer, "epochs": epochs}
-        made_of |= {"seed": seed, "metric": self.config.metric, "last": last}
+        made_of |= {"seed": seed, "metric": self.config.metric, "mode": self.selection().mode, "last": last}
         functions = (student, objective, teachers, data, example, module)
         code = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
         return Stage(name, made_of, run, tuple(sorted(code)), needs)
