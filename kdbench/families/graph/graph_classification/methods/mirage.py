@@ -76,7 +76,7 @@ class Mirage(Method):
         assert isinstance(task, GraphTask)
         options = self.options
         layers = task.student_options.layers
-        chosen = condense.settings(task.graphs.name, layers, options.hops, options.theta, options.drop_shared)
+        chosen = condense.settings(task.graphs, layers, options.hops, options.theta, options.drop_shared)
         return [condense.stage(task.graphs, chosen)]
 
     def data(self, task: Task) -> SmallLoaders:
