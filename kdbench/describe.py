@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import UsageError, shown, unknown
-from kdbench.plan import cards, catalog
+from kdbench.plan import cards, catalog, family
 from kdbench.plan.cards import section_types, sections_of
 from kdbench.plan.datasets import dataset
 from kdbench.plan.options import build, merge, plain
@@ -131,7 +131,7 @@ def doctor() -> dict[str, Any]:
         except PackageNotFoundError:
             return None
 
-    extras = {name: {"missing": extra.missing(), "enables": extra.enables} for name, extra in catalog.EXTRAS.items()}
+    extras = {name: {"missing": one.missing(), "enables": one.enables} for name, one in family.extras().items()}
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in ("kdbench", *CORE)},

@@ -51,7 +51,7 @@ def test_the_wheel_holds_the_package_and_its_cards_and_nothing_else(wheel: Path)
         for path in (ROOT / "kdbench").rglob("*")
         if path.suffix in {".py", ".yaml", ".json"} and path.is_file()
     }
-    assert "kdbench/families/graph/datasets.yaml" in sources and "kdbench/_tasks/gnn.yaml" in cards
+    assert "kdbench/families/graph/family.yaml" in sources and "kdbench/_tasks/gnn.yaml" in cards
     assert {"kdbench/_leaderboard/pages/index.html", "kdbench/_leaderboard/assets/board.js"} <= site
     assert cards | site | sources <= names
     others = {name for name in names - cards - site - sources if ".dist-info/" not in name}

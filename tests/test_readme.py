@@ -8,7 +8,7 @@ import pytest
 
 from kdbench.cli import main as cli
 from kdbench.plan import cards
-from kdbench.plan.catalog import EXTRAS
+from kdbench.plan.family import extras
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_it_names_what_there_is() -> None:
         assert (ROOT / target).exists(), target
     for script in re.findall(r"benchmarks/\w+\.py", TEXT):
         assert (ROOT / script).exists(), script
-    assert set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M)) == set(EXTRAS)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", TEXT, re.M)) == set(extras())
     table = TEXT.partition("## Families")[2].partition("```sh")[0]
     for name in re.findall(
         r"`((?:gnn|graph_classification|hippocampus|brain_tumour|heart|blood_cells|avdigits|crisismmd)\w*)`", table

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.plan.catalog import EXTRAS, extra_of
+from kdbench.plan.family import extra_of, extras
 
 PACKAGE = Path(__file__).parent.parent / "kdbench"
 MODULES = {
@@ -29,6 +29,7 @@ HEAVY = {
 }
 
 BASE = {"torch", "pytorch_lightning", "torchmetrics", "numpy", "scipy", "safetensors", "annotated_types", "pydantic"}
+EXTRAS = extras()
 SWITCHED = {"graph": set(EXTRAS["minilm"].modules) | set(EXTRAS["quantize"].modules)}  # by an option, with an extra
 
 

@@ -253,7 +253,7 @@ def data(name: str | None, get: bool, as_json: bool) -> None:
     from kdbench.plan import datasets
 
     if get and name:
-        datasets.fetch(name)
+        datasets.fetch(datasets.dataset(name))
     elif get:
         raise UsageError("--fetch needs the name of a data set.")
     names = [name] if name else list(datasets.datasets())

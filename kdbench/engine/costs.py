@@ -17,11 +17,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
+from kdbench.plan.family import recorded_packages
 
-PACKAGES = (
-    *("torch", "torchvision", "pytorch-lightning", "torchmetrics", "numpy", "scipy"),
-    *("torch-geometric", "transformers", "peft", "monai", "mmdet", "mmengine", "pycocotools"),
-)
+PACKAGES = ("torch", "pytorch-lightning", "torchmetrics", "numpy", "scipy")
+"""Packages that the numbers of every family depend on."""
 
 
 def parameters(module: nn.Module) -> int:
@@ -77,7 +76,7 @@ class PeakMemory:
 def versions() -> dict[str, str]:
     """Versions of kdbench, Python and the packages that numbers depend on."""
     found = {"kdbench": kdbench.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *recorded_packages()):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

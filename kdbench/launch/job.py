@@ -19,7 +19,7 @@ from kdbench.errors import StoppedError
 from kdbench.launch.endings import Ending, told
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run
-from kdbench.plan.catalog import require_extra
+from kdbench.plan.family import require_extra
 
 if TYPE_CHECKING:
     from kdbench.engine.runner import Outcome, Reporter

@@ -16,8 +16,8 @@ from kdbench.launch.endings import Ending, disk_full, told
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
 from kdbench.plan.cards import card
-from kdbench.plan.catalog import require_extra
 from kdbench.plan.config import RunConfig, expand_baselines
+from kdbench.plan.family import require_extra
 from kdbench.results.record import Record
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from typing import Any, get_args, get_type_hints
 
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch.display import Bars, names_of
-from kdbench.plan.catalog import require_extra
 from kdbench.plan.config import SECTIONS, RunConfig, from_json, resolve
+from kdbench.plan.family import require_extra
 from kdbench.plan.overrides import word
 from kdbench.plan.provenance import changes
 from kdbench.results import record as records

@@ -23,7 +23,7 @@ from kdbench.hashing import write_atomic
 from kdbench.launch.job import execute, journalled, on_signal, prepare
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run, Slurm, Sweep, shared
-from kdbench.plan.catalog import EXTRAS
+from kdbench.plan.family import SLURM
 
 PREPARATION = "preparation"
 _INHERITED = re.compile(
@@ -239,7 +239,7 @@ def require() -> None:
     for command in ("sbatch", "squeue", "scontrol", "srun"):
         if shutil.which(command) is None:
             raise UsageError(f"launcher=slurm needs the command '{command}', which is not here. Use launcher=local.")
-    if EXTRAS["slurm"].missing():
+    if SLURM.missing():
         raise MissingExtraError("launcher=slurm needs 'submitit'. Run: pip install 'kdbench[slurm]'")
 
 

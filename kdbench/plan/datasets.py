@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import CardError, DataError, shown, unknown
 from kdbench.hashing import digest, file_digest
-from kdbench.plan.catalog import families, folder_of
+from kdbench.plan.catalog import kind_module, kinds
+from kdbench.plan.family import family_files
 from kdbench.plan.found import Found
 from kdbench.plan.marked_yaml import line_of, read_yaml
-from kdbench.plan.options import OptionError
+from kdbench.plan.options import OptionError, build
 from kdbench.plan.written import as_text
 
 
@@ -29,7 +30,7 @@ class File:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a family's ``datasets.yaml`` describes it."""
+    """A data set as a ``family.yaml``, a card or a file of data sets describes it."""
 
     name: str
     family: str
@@ -41,18 +42,26 @@ class Dataset:
     folder: str = ""
     source: str = ""
     how: str = ""
+    reader: str = ""
+    """The function of its kind's package that reads it."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the reader is told of this data set."""
     files: dict[str, File] = field(default_factory=dict)
+    """Its files; without them it is what lies in its folder."""
+    beside: Path | None = None
+    """The folder of the user's file that describes it: its own folder is below."""
 
     def places(self) -> list[Path]:
         """Folders to look in, in order: none where neither ``KDBENCH_DATA`` nor a cache is known."""
-        return [root / self.folder for root in roots().values()]
+        mine = [] if self.beside is None else [self.beside]
+        return [root / self.folder for root in (*mine, *roots().values())]
 
     def state(self, name: str) -> tuple[str, Path | None]:
         """``present``, ``corrupt`` or ``missing``, and where the file is."""
         for place in self.places():
             path = place / name
             if path.is_file():
-                wanted = self.files[name].sha256
+                wanted = self.files.get(name, File()).sha256
                 return ("present" if wanted in (None, file_digest(path)) else "corrupt"), path
         return "missing", None
 
@@ -79,34 +88,76 @@ def roots() -> dict[str, Path]:
     return {name: root for name, root in given.items() if root is not None}
 
 
-@functools.cache
+_own: dict[str, Dataset] = {}
+"""Data sets that users' cards describe, by :func:`address`."""
+
+
 def datasets() -> Found[str, Dataset]:
-    """Every data set of every family, by name; ``faulty`` tells by family whose list cannot be read."""
-    found: Found[str, Dataset] = Found()
-    for family, package in families().items():
-        with found.reading(family):
-            path = folder_of(package) / "datasets.yaml"
-            mine = read_datasets(path, family) if path.exists() else {}
-            for name in mine.keys() & found.keys():
-                raise CardError(f"{path}:1: data set '{name}' is also one of the {found[name].family} family.")
-            found.update(mine)
-    return found
+    """Every data set by name: those of the families, and of the file that ``KDBENCH_DATA_SETS`` names.
+
+    ``faulty`` tells by family whose list cannot be read.
+    """
+    return _datasets(os.environ.get("KDBENCH_DATA_SETS", ""))
 
 
-def read_datasets(path: Path, family: str) -> dict[str, Dataset]:
-    """The data sets that a family's ``datasets.yaml`` describes. Errors name the file, the line and the field."""
-    content, lines = read_yaml(path)
-    if not isinstance(content, dict):
-        raise CardError(f"{path}:1: this is a mapping of data sets by name.")
-    found = {}
-    for name, entry in content.items():
-        try:
-            told = _checked(Dataset, entry, name)
-            files = {file: _file(given, f"{name}.files.{file}") for file, given in told.pop("files", {}).items()}
-        except OptionError as error:
-            raise CardError(f"{path}:{line_of(lines, error.field)}: {error}") from None
-        found[name] = Dataset(name=name, family=family, files=files, **told)
-    return found
+@functools.cache
+def _datasets(own: str) -> Found[str, Dataset]:
+    listed: Found[str, Dataset] = Found()
+    for family, file in family_files().items():
+        with listed.reading(family):
+            add(listed, described(file.content.get("datasets", {}), file.lines, file.path, family), file.path)
+    listed.faulty.update(family_files().faulty)
+    if own:
+        content, lines = read_yaml(Path(own))
+        add(listed, described(content, lines, Path(own), None, beside=Path(own).parent, prefix=""), Path(own))
+    return listed
+
+
+def add(listed: dict[str, Dataset], more: Mapping[str, Dataset], path: Path) -> None:
+    """Add data sets that a file describes. Raises :class:`CardError` for a name that is taken."""
+    for name in more.keys() & listed.keys():
+        raise CardError(f"{path}:1: data set '{name}' is also one of the {listed[name].family} family.")
+    listed.update(more)
+
+
+def own(mine: Mapping[str, Dataset], card: Path) -> dict[str, str]:
+    """Make what a user's card describes known to this process; the address of each, by name."""
+    addresses = {name: f"{card.resolve()}:{name}:{digest(described_as(one))}" for name, one in mine.items()}
+    _own.update({addresses[name]: one for name, one in mine.items()})
+    return addresses
+
+
+def described_as(data: Dataset) -> dict[str, Any]:
+    """What a description says of a data set's content: how it is read, from which files."""
+    files = {name: file.sha256 for name, file in data.files.items()}
+    return {"kind": data.kind, "reader": data.reader, "options": data.options, "files": files}
+
+
+def described(
+    content: Any,
+    lines: Mapping[str, int],
+    path: Path,
+    family: str | None,
+    beside: Path | None = None,
+    prefix: str = "datasets.",
+    kind: str = "",
+) -> dict[str, Dataset]:
+    """The data sets that a part of a file describes. Errors name the file, the line and the field.
+
+    Each names its family where none is given. ``kind``: theirs, unless they name one.
+    """
+    known = {}
+    try:
+        if not isinstance(content, dict):
+            raise OptionError(prefix.rstrip("."), "this is a mapping of data sets by name.")
+        for name, entry in content.items():
+            place, unwritten = f"{prefix}{name}", ("name", "beside", *(() if family is None else ("family",)))
+            given = {"family": family, "kind": kind, **_checked(Dataset, entry, place, unwritten)}
+            files = {file: _file(one, f"{place}.files.{file}") for file, one in given.pop("files", {}).items()}
+            known[name] = Dataset(name=name, files=files, beside=beside, **given)
+    except OptionError as error:
+        raise CardError(f"{path}:{line_of(lines, error.field)}: {error}") from None
+    return known
 
 
 def _file(given: Any, place: str) -> File:
@@ -118,11 +169,14 @@ def _file(given: Any, place: str) -> File:
     return file
 
 
-def _checked(kind: type, given: Any, place: str) -> dict[str, Any]:
-    """Fields of the dataclass, each of its type, texts as they were written. Quicker than pydantic, for a list."""
+def _checked(kind: type, given: Any, place: str, unwritten: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields of the dataclass but those ``unwritten``, each of its type, texts as they were written.
+
+    Quicker than pydantic, for a list.
+    """
     if not isinstance(given, dict):
         raise OptionError(place, f"{place}: this is a mapping of fields.")
-    valid = {f.name: f for f in fields(kind) if f.name not in ("name", "family")}
+    valid = {f.name: f for f in fields(kind) if f.name not in unwritten}
     checked: dict[str, Any] = {}
     for key, value in given.items():
         if key not in valid:
@@ -139,38 +193,70 @@ def _checked(kind: type, given: Any, place: str) -> dict[str, Any]:
 
 
 def dataset(name: str) -> Dataset:
-    """The data set of that name."""
+    """The data set of that name, or of that :func:`own` address."""
+    if name in _own:
+        return _own[name]
     if name not in datasets():
         raise unknown("data set", name, datasets())
     return datasets()[name]
 
 
-def fetch(name: str, wanted: Sequence[str] = ()) -> tuple[dict[str, Path], str]:
+def reading_options(data: Dataset) -> Any:
+    """The options of a data set's reader, from the kind's ``READERS``. Raises :class:`OptionError` for faulty ones."""
+    kind = data.kind or kinds(data.family)[0]
+    readers: Mapping[str, type] = getattr(kind_module(data.family, kind, "options"), "READERS", {})
+    if not data.reader and not readers:
+        return None
+    if data.reader not in readers:
+        told = unknown(f"reader of {kind.replace('_', ' ')}", data.reader, readers) if data.reader else "is missing."
+        raise OptionError("reader", f"data set '{data.name}': reader: {told}")
+    try:
+        return build(readers[data.reader], data.options, "options")
+    except OptionError as error:
+        raise OptionError(error.field, f"data set '{data.name}': {error}") from None
+
+
+def folder_of(data: Dataset) -> Path:
+    """The folder of a data set that is here. Raises :class:`DataError` where none is."""
+    for place in data.places():
+        if place.is_dir():
+            return place
+    raise DataError(_missing(data, "is not here"))
+
+
+def fetch(data: Dataset, wanted: Sequence[str] = ()) -> tuple[dict[str, Path], str]:
     """Paths of a data set's files (all, or those ``wanted``) and the SHA-256 fingerprint over them.
 
-    Raises :class:`DataError` for a file whose checksum is wrong, or which is not here and cannot be downloaded.
+    ``wanted`` may be files that the description does not list: they are of the user's own making. Raises
+    :class:`DataError` for a file whose checksum is wrong, or which is not here and cannot be downloaded.
     """
-    info = dataset(name)
     paths: dict[str, Path] = {}
-    for file in wanted or info.files:
-        state, path = info.state(file)
+    for file in wanted or data.files:
+        state, path = data.state(file)
         if state == "corrupt":
             assert path is not None
             raise DataError(
-                f"{path} is corrupt: its SHA-256 is {file_digest(path)}, not {info.files[file].sha256}. "
+                f"{path} is corrupt: its SHA-256 is {file_digest(path)}, not {data.files[file].sha256}. "
                 "Delete it and fetch it again."
             )
-        paths[file] = path or _download(info, file)
-    return paths, digest({file: info.files[file].sha256 or file_digest(path) for file, path in paths.items()})
+        paths[file] = path or _download(data, file)
+    known = {file: data.files.get(file, File()).sha256 for file in paths}
+    return paths, digest({file: known[file] or file_digest(path) for file, path in paths.items()})
 
 
-def _download(info: Dataset, file: str) -> Path:
-    told = info.files[file]
-    where = " or ".join(str(place) for place in info.places()) or "no folder"
-    missing = f"Data set '{info.name}' lacks {file} (looked in {where}). {info.how} See 'kdbench data {info.name}'."
+def _missing(data: Dataset, what: str) -> str:
+    where = " or ".join(str(place) for place in data.places()) or "no folder"
+    if data.beside is not None:
+        return f"Data set '{data.name}' {what} (looked in {where}). {data.how}".rstrip()
+    said = f"Data set '{data.name}' {what} (looked in {where}). {data.how} See 'kdbench data {data.name}'."
     if not os.environ.get("KDBENCH_DATA"):
-        missing += " KDBENCH_DATA is not set; it names the folder that holds the data sets."
-    if told.url is None or offline():
+        said += " KDBENCH_DATA is not set; it names the folder that holds the data sets."
+    return said
+
+
+def _download(data: Dataset, file: str) -> Path:
+    origin, missing = data.files.get(file, File()), _missing(data, f"lacks {file}")
+    if origin.url is None or offline():
         raise DataError(missing)
     cache = cache_root()
     if cache is None:
@@ -178,7 +264,7 @@ def _download(info: Dataset, file: str) -> Path:
     import pooch
 
     try:
-        got = pooch.retrieve(told.url, known_hash=f"sha256:{told.sha256}", fname=file, path=cache / info.folder)
+        got = pooch.retrieve(origin.url, known_hash=f"sha256:{origin.sha256}", fname=file, path=cache / data.folder)
     except (OSError, ValueError) as error:
         raise DataError(f"{missing} Downloading it failed: {error}") from None
     return Path(got)

@@ -15,7 +15,7 @@ import pytest
 
 from kdbench.cli import main as cli
 from kdbench.launch.reproduce import _same
-from kdbench.plan import cards, catalog
+from kdbench.plan import cards, catalog, family
 from kdbench.plan.config import expand
 from kdbench.results import record as records
 
@@ -369,7 +369,7 @@ def test_doctor_tells_versions_and_what_a_missing_extra_would_enable(
 ) -> None:
     told = json.loads(say("doctor", "--json").out)
     assert told["packages"]["kdbench"] and told["packages"]["torch"] and told["devices"][0].startswith("cpu")
-    assert set(told["extras"]) == set(catalog.EXTRAS)
+    assert set(told["extras"]) == set(family.extras())
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert "extra [quantize]: missing bitsandbytes; pip install 'kdbench[quantize]' enables 4-bit" in say("doctor").out
 

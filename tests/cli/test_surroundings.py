@@ -56,7 +56,7 @@ def test_offline_is_what_it_says(value: str, offline: bool, tmp_path: Path, monk
     monkeypatch.setenv("KDBENCH_OFFLINE", value)
     monkeypatch.setattr("pooch.retrieve", refuse)
     with pytest.raises(DataError) as caught:
-        datasets.fetch("cora")
+        datasets.fetch(datasets.dataset("cora"))
     assert ("asked the network" in str(caught.value)) is not offline
 
 
@@ -70,7 +70,7 @@ def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: 
     cora = datasets.dataset("cora")
     assert datasets.inventory(cora)["state"] == "missing"
     with pytest.raises(DataError, match=r"looked in no folder.*set KDBENCH_CACHE to a folder"):
-        datasets.fetch("cora")
+        datasets.fetch(datasets.dataset("cora"))
     monkeypatch.setenv("KDBENCH_DATA", str(tmp_path))
     assert cora.places() == [tmp_path / cora.folder]
     monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))

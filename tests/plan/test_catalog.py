@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import packages_distributions
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 
 from kdbench import describe
 from kdbench.errors import CardError, MissingExtraError, UsageError, unknown
-from kdbench.plan import cards, catalog, datasets
+from kdbench.plan import cards, catalog, datasets, family
 from kdbench.plan.cards import read_card
-from kdbench.plan.catalog import EXTRAS, MethodInfo, read_method
+from kdbench.plan.catalog import MethodInfo, read_method
+from kdbench.plan.marked_yaml import read_yaml
 
 METHODS = catalog.methods()
 METHOD = '''"""A method: ``L = L_task``."""
@@ -410,12 +410,28 @@ def test_a_data_set_of_another_kind_is_refused(tmp_path: Path, at: str, data: st
     assert told.startswith(f"{tmp_path}/mine.yaml:{line}: ") and said in told
 
 
-def test_every_data_set_of_graphs_is_of_the_kind_that_loads_it() -> None:
-    from kdbench.families.graph.graph_classification import data as graph_data
-    from kdbench.families.graph.node_classification import data
+READERS = {
+    "node_classification": "kdbench.families.graph.node_classification.data",
+    "graph_classification": "kdbench.families.graph.graph_classification.data",
+    "domain_adaptation": "kdbench.families.detection.domain_adaptation.domains",
+    "segmentation_3d": "kdbench.families.medical.segmentation_3d.data",
+    "paired_classification": "kdbench.families.vision_language.paired_classification.data",
+}
 
-    for kind, loaders in (("node_classification", data.LOADERS), ("graph_classification", graph_data.LOADERS)):
-        assert {one.name for one in datasets.datasets().values() if one.kind == kind} == set(loaders)
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_has_its_options_and_its_function(kind: str) -> None:
+    package = READERS[kind].rpartition(".")[0]
+    functions, options = (import_module(name).READERS for name in (READERS[kind], f"{package}.options"))
+    assert functions.keys() == options.keys()
+    for one in options.values():
+        for field in catalog.documented_options(one):
+            assert field.doc, f"{one.__name__}.{field.name}"
+
+
+def test_every_data_set_is_read_by_a_reader_of_its_kind() -> None:
+    for one in datasets.datasets().values():
+        assert one.reader and datasets.reading_options(one) is not None
 
 
 @pytest.mark.parametrize(
@@ -435,29 +451,17 @@ def test_every_data_set_of_graphs_is_of_the_kind_that_loads_it() -> None:
     ],
 )
 def test_a_faulty_list_of_data_sets_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
-    path = write(tmp_path, text, "datasets.yaml")
+    path = write(tmp_path, text, "mine.yaml")
     with pytest.raises(CardError) as caught:
-        datasets.read_datasets(path, "graph")
+        datasets.described(*read_yaml(path), path, "graph", prefix="")
     assert str(caught.value).startswith(f"{path}:{line}: ") and said in str(caught.value)
 
 
-def test_every_extra_of_the_package_is_known_with_its_modules() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in ("all", "dev")}
-    assert set(EXTRAS) == set(extras)
-    owners = packages_distributions()
-    for name, wanted in extras.items():
-        asked = {word.split(">")[0].split("[")[0].lower() for word in wanted} - {"kdbench"}
-        assert len(EXTRAS[name].modules) == len(asked)
-        for module in EXTRAS[name].modules:
-            assert module not in owners or {owner.lower() for owner in owners[module]} & asked
-
-
 def test_a_missing_extra_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    catalog.require_extra("graph")
+    family.require_extra("graph")
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
     with pytest.raises(MissingExtraError, match=r"needs 'torch_geometric'.*pip install 'kdbench\[graph\]'") as caught:
-        catalog.require_extra("graph")
+        family.require_extra("graph")
     assert caught.value.exit_code == 2
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from kdbench.engine import inputs
 from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError, UsageError
 from kdbench.families.graph.graph_classification import data as graph_data
@@ -261,7 +262,7 @@ def molbace(publish: Publish, **changed: bytes) -> None:
 def test_sound_molecules_are_loaded(publish: Publish) -> None:
     molbace(publish)
     loaded = graph_data.load("molbace", GraphData())
-    assert [len(loaded.ids(split)) for split in data.SPLITS] == [8, 2, 2]
+    assert [len(loaded.ids(split)) for split in inputs.SPLITS] == [8, 2, 2]
 
 
 @pytest.mark.parametrize(

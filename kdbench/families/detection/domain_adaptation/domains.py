@@ -1,4 +1,4 @@
-"""Two-domain data sets: generated shapes, blood cells of two laboratories, and published pairs in VOC's layout.
+"""Readers of two-domain data sets: generated shapes, COCO's json, VOC's layout.
 
 :func:`load` gives all that adapting without source data and target labels may see, and the labelled splits of
 validation and test; :func:`hidden` gives the labels of the target's training images, for the oracle and for analyses
@@ -7,46 +7,38 @@ of finished runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kdbench.errors import DataError, unknown
+from kdbench.errors import DataError
 from kdbench.families.detection.domain_adaptation import coco, shapes, voc
-from kdbench.families.detection.domain_adaptation.data import Annotated, Domains, Scale
-from kdbench.families.detection.domain_adaptation.options import AdaptationData
+from kdbench.families.detection.domain_adaptation.data import Annotated, Domains, Images, Scale
+from kdbench.families.detection.domain_adaptation.options import COCO, AdaptationData, Part
 from kdbench.hashing import digest, file_digest, remembered
-from kdbench.plan.datasets import dataset, fetch
-
-CELLS = "txl_pbc_domains"
-CELL_IMAGES = "ee347885e71ebe512cca01388a0c51c04df8fb7e2e2803cb307209a235020d5d"
+from kdbench.plan.datasets import Dataset, dataset, fetch, folder_of, reading_options
 
 
 @remembered(4)
 def load(name: str, options: AdaptationData) -> Domains:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
-    return _reader(name).load(options)
+    data = dataset(name)
+    return READERS[data.reader].load(data, reading_options(data), options)
 
 
 @remembered(4)
 def hidden(name: str, options: AdaptationData) -> Annotated:
     """The target's training images with their labels. No method without target labels may call this."""
-    return _reader(name).hidden(options)
+    data = dataset(name)
+    return READERS[data.reader].hidden(data, reading_options(data), options)
 
 
 @dataclass(frozen=True)
 class Reader:
     """The two ways into a data set."""
 
-    load: Callable[[AdaptationData], Domains]
-    hidden: Callable[[AdaptationData], Annotated]
-
-
-def _reader(name: str) -> Reader:
-    if name not in READERS:
-        raise unknown("detection data set", name, READERS)
-    return READERS[name]
+    load: Callable[[Dataset, Any, AdaptationData], Domains]
+    hidden: Callable[[Dataset, Any, AdaptationData], Annotated]
 
 
 def scale_of(options: AdaptationData) -> Scale:
@@ -54,79 +46,64 @@ def scale_of(options: AdaptationData) -> Scale:
     return Scale(options.short_side, options.long_side)
 
 
-def cells(options: AdaptationData) -> Domains:
-    """Blood cells: source BCCD, target PBC.
-
-    Source: 150 training images, 71 for validation. Target: 200 training images; of the 150 labelled ones the 50 that
-    upstream calls test are the validation part, which chooses nothing, and its 100 validation images are the test.
-    """
-    paths, sha256 = fetch(CELLS)
-    roots = {domain: paths[f"{domain}/train.json"].parent for domain in ("bccd", "pbc")}
-    fingerprint = _image_digest(roots.values())
-    if fingerprint != CELL_IMAGES:
+def from_coco(data: Dataset, how: COCO, options: AdaptationData) -> Domains:
+    """Two domains in COCO's json. Raises :class:`DataError` also for an image that two splits have."""
+    files = {part: file for part in PARTS if (file := getattr(how, part))}
+    paths, sha256 = fetch(data, list(data.files) or list(dict.fromkeys(files.values())))
+    listings = {file: coco.read(paths[file]) for file in dict.fromkeys(files.values())}
+    images = {paths[file].parent / "images" / one.file_name for file in listings for one in listings[file].images}
+    pictures_sha256 = digest([[path.name, file_digest(path)] for path in sorted(images) if path.is_file()])
+    if how.sha256 not in (None, pictures_sha256):
         raise DataError(
-            f"The images of {CELLS} below {roots['bccd'].parent} are not those that its boxes were drawn on (SHA-256 "
-            f"{fingerprint}, not {CELL_IMAGES}). Put the whole folder there again."
+            f"The images of {data.name} below {folder_of(data)} are not those that its boxes were drawn on (SHA-256 "
+            f"{pictures_sha256}, not {how.sha256}). Put the whole folder there again."
         )
-    told = {name: coco.read(path) for name, path in paths.items()}
-    scale, target = scale_of(options), "pbc/test.json"
-    classes = told[target].classes
-    for name, listing in told.items():
+    target, scale = how.target_test, scale_of(options)
+    classes = listings[target].classes
+    for file, listing in listings.items():
         if listing.classes != classes:
             differ = f"{list(listing.classes)}, but {paths[target]} {list(classes)}"
-            raise DataError(f"{paths[name]} has the categories {differ}.")
+            raise DataError(f"{paths[file]} has the categories {differ}.")
 
-    def part(name: str, folder: str = "") -> Annotated:
-        return coco.annotated(paths[name], told[name], scale, folder)
+    def part(name: Part) -> Annotated:
+        file = files[name]
+        return coco.annotated(paths[file], listings[file], scale, how.origins.get(name, ""))
 
-    return Domains(
-        CELLS,
-        classes,
-        part("bccd/train.json"),
-        part("bccd/test.json"),
-        coco.images(paths["pbc/train.json"], told["pbc/train.json"], scale),
-        part(target, "test/"),
-        part(target, "val/"),
-        digest({"files": sha256, "images": fingerprint}),
-    )
-
-
-def hidden_cells(options: AdaptationData) -> Annotated:
-    """PBC's training images with their boxes."""
-    paths, _ = fetch(CELLS, ["pbc/train.json"])
-    path = paths["pbc/train.json"]
-    return coco.annotated(path, coco.read(path), scale_of(options))
+    train = coco.images(paths[how.target_train], listings[how.target_train], scale, how.origins.get("target_train", ""))
+    source_train, source_val, target_test = part("source_train"), part("source_val"), part("target_test")
+    target_val = part("target_val") if how.target_val else source_val
+    labelled = {"source_train": source_train, "source_val": source_val, "target_test": target_test}
+    labelled |= {"target_val": target_val} if how.target_val else {}
+    _check_apart({"target_train": train, **{name: one.images for name, one in labelled.items()}})
+    sha256 = digest({"files": sha256, "images": pictures_sha256})
+    return Domains(data.name, classes, source_train, source_val, train, target_val, target_test, sha256)
 
 
-def _image_digest(roots: Any) -> str:
-    paths = sorted(path for root in roots for path in (root / "images").glob("*.jpg"))
-    return digest([[path.name, file_digest(path)] for path in paths])
+def _check_apart(parts: Mapping[str, Images]) -> None:
+    seen: dict[object, str] = {}
+    for name, images in parts.items():
+        for path in images.sources:
+            if (before := seen.setdefault(path, name)) != name:
+                raise DataError(f"{path} is in two splits: {before} and {name}.")
 
 
-def _published(name: str) -> Reader:
-    pair = voc.PAIRS[name]
+def hidden_in_coco(data: Dataset, how: COCO, options: AdaptationData) -> Annotated:
+    """The target's training images with their boxes."""
+    paths, _ = fetch(data, [how.target_train])
+    path = paths[how.target_train]
+    return coco.annotated(path, coco.read(path), scale_of(options), how.origins.get("target_train", ""))
 
-    def folder() -> Path:
-        places = dataset(name).places()
-        for place in places:
-            if place.is_dir():
-                return place
-        raise DataError(
-            f"Data set '{name}' is not in {' or '.join(map(str, places))}. {dataset(name).how} Set KDBENCH_DATA to the "
-            f"folder that holds {dataset(name).folder}."
-        )
 
-    return Reader(
-        lambda options: voc.load(name, pair, folder(), scale_of(options)),
-        lambda options: voc.hidden(pair, folder(), scale_of(options)),
-    )
-
+PARTS: tuple[Part, ...] = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
 READERS = {
-    "stained_shapes": Reader(
-        lambda options: shapes.load(options, scale_of(options)),
-        lambda options: shapes.hidden(options, scale_of(options)),
+    "shapes": Reader(
+        lambda data, how, options: shapes.load(data.name, options, scale_of(options)),
+        lambda data, how, options: shapes.hidden(options, scale_of(options)),
     ),
-    CELLS: Reader(cells, hidden_cells),
-    **{name: _published(name) for name in voc.PAIRS},
+    "coco": Reader(from_coco, hidden_in_coco),
+    "voc": Reader(
+        lambda data, how, options: voc.load(data.name, how, folder_of(data), scale_of(options)),
+        lambda data, how, options: voc.hidden(how, folder_of(data), scale_of(options)),
+    ),
 }

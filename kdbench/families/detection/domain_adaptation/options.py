@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
@@ -79,6 +79,58 @@ class MeanTeacher:
     cache: bool = False
     """Not for a teacher that moves."""
 
+
+@dataclass(frozen=True)
+class Shapes:
+    """Generated images: their options are those of the data."""
+
+
+Part = Literal["source_train", "source_val", "target_train", "target_val", "target_test"]
+
+
+@dataclass(frozen=True)
+class COCO:
+    """Two domains in COCO's json, each file with its pictures in ``images`` beside it; all of the same categories."""
+
+    source_train: str
+    """File of the labelled source domain."""
+    source_val: str
+    """File that the source detector is validated on."""
+    target_train: str
+    """File of the target's training images; boxes in it are the oracle's alone."""
+    target_test: str
+    """File that every arm is tested on."""
+    target_val: str | None = None
+    """File that adaptation is validated on, which chooses nothing; null takes the source's."""
+    origins: dict[Part, str] = field(default_factory=dict)
+    """Of a split only the images whose ``orig_file`` begins so."""
+    sha256: str | None = None
+    """Digest that the pictures must have."""
+
+
+@dataclass(frozen=True)
+class VOC:
+    """Two domains in Pascal VOC's layout: where the splits are, ``(folder, image set)`` each, and what objects are."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in their order."""
+    source_train: tuple[tuple[str, str], ...]
+    """Splits of the labelled source domain."""
+    source_val: tuple[str, str]
+    """What the source detector is validated on."""
+    target_train: tuple[str, str]
+    """The target's training images; their annotations are the oracle's alone."""
+    target_test: tuple[str, str]
+    """What every arm is tested on."""
+    others: tuple[str, ...] = ()
+    """Names in the annotations of objects that are left out."""
+
+    def splits(self) -> list[tuple[str, str]]:
+        """Every split."""
+        return [*self.source_train, self.source_val, self.target_train, self.target_test]
+
+
+READERS = {"shapes": Shapes, "coco": COCO, "voc": VOC}
 
 SECTIONS = {"data": AdaptationData, "student": Detector, "teacher": MeanTeacher}
 

@@ -20,7 +20,7 @@ SIDE = 64
 STAIN = np.array([[0.5, 0.4, 0.1], [0.1, 0.6, 0.3], [0.3, 0.1, 0.6]])
 
 
-def load(options: AdaptationData, scale: Scale) -> Domains:
+def load(name: str, options: AdaptationData, scale: Scale) -> Domains:
     """The generated pair; the same for every run seed."""
     parts = {
         "source_train": _split(options, "source", 0, options.source_images, scale),
@@ -32,7 +32,7 @@ def load(options: AdaptationData, scale: Scale) -> Domains:
     content = [[image.tolist() for image in part.images.sources] for part in parts.values()]  # type: ignore[union-attr]
     boxes = [[one.boxes.tolist() for one in part.truth] for part in parts.values()]
     return Domains(
-        "stained_shapes",
+        name,
         CLASSES,
         parts["source_train"],
         parts["source_val"],

@@ -1,4 +1,4 @@
-"""Published pairs of domains in the layout of Pascal VOC: ``JPEGImages``, ``Annotations/*.xml``, ``ImageSets/Main``."""
+"""Pairs of domains in the layout of Pascal VOC: ``JPEGImages``, ``Annotations/*.xml``, ``ImageSets/Main``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,59 +15,11 @@ from kdbench.errors import DataError
 from kdbench.families.detection.domain_adaptation import pictures
 from kdbench.families.detection.domain_adaptation.data import Annotated, Domains, Images, Scale
 from kdbench.families.detection.domain_adaptation.networks import Truth
+from kdbench.families.detection.domain_adaptation.options import VOC
 from kdbench.hashing import digest, file_digest
 
-STREET = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
-VOC = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
-    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-WATERCOLOR = ("bicycle", "bird", "car", "cat", "dog", "person")
-STREET_OTHERS = ("caravan", "trailer", "license plate", *(f"{name}group" for name in STREET))
-KITTI_OTHERS = ("van", "truck", "pedestrian", "person_sitting", "cyclist", "tram", "misc", "dontcare")
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Where a pair's splits are, ``(folder, image set)`` each, and what its objects are called."""
-
-    classes: tuple[str, ...]
-    source_train: Sequence[tuple[str, str]]
-    source_val: tuple[str, str]
-    target_train: tuple[str, str]
-    target_test: tuple[str, str]
-    others: tuple[str, ...] = ()
-    """Names of the published annotations for objects that are left out."""
-
-    def splits(self) -> list[tuple[str, str]]:
-        """Every split."""
-        return [*self.source_train, self.source_val, self.target_train, self.target_test]
-
-
-def _street(classes: tuple[str, ...], *others: str) -> Pair:
-    """A pair whose target is Cityscapes, both domains with splits ``train`` and ``val``."""
-    places = [("source", "train")], ("source", "val"), ("target", "train"), ("target", "val")
-    left_out = (*others, *STREET, *STREET_OTHERS)
-    return Pair(classes, *places, tuple(name for name in left_out if name not in classes))
-
-
-def _from_voc(classes: tuple[str, ...], target: str) -> Pair:
-    """A pair whose source are VOC 2007 and 2012."""
-    source = [("VOC2007", "trainval"), ("VOC2012", "trainval")]
-    others = tuple(name for name in VOC if name not in classes)
-    return Pair(classes, source, ("VOC2007", "test"), (target, "train"), (target, "test"), others)
-
-
-PAIRS = {
-    "cityscapes_foggy": _street(STREET),
-    "sim10k_cityscapes": _street(("car",), "motorbike"),
-    "kitti_cityscapes": _street(("car",), *KITTI_OTHERS),
-    "voc_clipart": _from_voc(VOC, "clipart"),
-    "voc_watercolor": _from_voc(WATERCOLOR, "watercolor"),
-}
-
-
-def load(name: str, pair: Pair, root: Path, scale: Scale) -> Domains:
+def load(name: str, pair: VOC, root: Path, scale: Scale) -> Domains:
     """The pair below ``root``. None has a labelled validation split of its target, so the source's stands in its place:
     a record of how much of the source is forgotten, which chooses nothing.
 
@@ -89,7 +40,7 @@ def load(name: str, pair: Pair, root: Path, scale: Scale) -> Domains:
     return Domains(name, pair.classes, source, source_val, target_train, source_val, target_test, sha256)
 
 
-def hidden(pair: Pair, root: Path, scale: Scale) -> Annotated:
+def hidden(pair: VOC, root: Path, scale: Scale) -> Annotated:
     """The target's training images with their boxes."""
     return _annotated(root / pair.target_train[0], pair.target_train[1], pair, scale)
 
@@ -119,7 +70,7 @@ def _listed(folder: Path, part: str) -> list[str]:
     return list(names)
 
 
-def _check_apart(root: Path, pair: Pair) -> None:
+def _check_apart(root: Path, pair: VOC) -> None:
     """Raise :class:`DataError` for an image that two splits list."""
     for (folder, one), (other_folder, other) in itertools.combinations(pair.splits(), 2):
         if folder == other_folder:
@@ -145,7 +96,7 @@ def _image(folder: Path, name: str) -> Path:
     raise DataError(f"{folder / 'JPEGImages' / name} is missing, as .jpg, .png and .jpeg.")
 
 
-def _annotated(folder: Path, part: str, pair: Pair, scale: Scale) -> Annotated:
+def _annotated(folder: Path, part: str, pair: VOC, scale: Scale) -> Annotated:
     paths = _pictures(folder, part)
     truth = [read_xml(_xml(folder, name), path, pair) for name, path in paths.items()]
     if not any(len(one.labels) for one in truth):
@@ -161,7 +112,7 @@ def _xml(folder: Path, name: str) -> Path:
     return path
 
 
-def read_xml(path: Path, picture: Path, pair: Pair) -> Truth:
+def read_xml(path: Path, picture: Path, pair: VOC) -> Truth:
     """The boxes of a picture's annotation file, without objects that it calls difficult or that the pair leaves out.
 
     VOC counts pixels from 1 and includes the last one: [xmin, ymin, xmax, ymax] becomes [xmin - 1, ymin - 1, xmax,
@@ -212,7 +163,7 @@ def _number(parent: ElementTree.Element, key: str, where: object) -> float:
     return value
 
 
-def _label(name: str, pair: Pair, where: str) -> int | None:
+def _label(name: str, pair: VOC, where: str) -> int | None:
     """The number of an object's class; None for one that is left out."""
     if name in pair.classes:
         return pair.classes.index(name)

@@ -22,23 +22,8 @@ from kdbench.families.graph.graph_classification.trees import Trees, colour, exp
 
 STAGE = "condense"
 CAP = 10_000
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Thresholds and treatment of shared sets that are used for a data set unless told otherwise."""
-
-    theta: tuple[int, int]
-    drop_shared: bool = False
-
-
-DEFAULTS = {
-    "motifs": Defaults((40, 40)),
-    "molbace": Defaults((150, 104)),
-    "nci1": Defaults((440, 570), drop_shared=True),
-    "imdb_b": Defaults((9, 10), drop_shared=True),
-    "mutag": Defaults((10, 30)),
-}
+SHARE = 0.25
+"""Of a class's training graphs: its threshold where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +94,16 @@ def _nodes(graphs: Graphs, label: int) -> np.ndarray:
 
 
 def settings(
-    name: str, layers: int, hops: int | None, theta: tuple[int, int] | None, drop_shared: bool | None
+    data: GraphSet, layers: int, hops: int | None, theta: tuple[int, ...] | None, drop_shared: bool | None
 ) -> dict[str, Any]:
-    """The options of :func:`condense`, those left open filled in: as many hops as layers, the data set's defaults."""
-    if theta is None and name not in DEFAULTS:
-        raise UsageError(f"There are no thresholds for {name}: give method.theta=[…,…], one a class.")
-    default = DEFAULTS.get(name, Defaults(theta or (1, 1)))
-    shared = default.drop_shared if drop_shared is None else drop_shared
-    return {"hops": hops or layers, "theta": list(theta or default.theta), "drop_shared": shared}
+    """The options of :func:`condense`, those left open filled in: as many hops as layers, what the data set says.
+
+    Its thresholds where it says none: a quarter of each class's training graphs.
+    """
+    sizes = data.graphs.y[data.ids("train")].bincount(minlength=data.classes)
+    shares = tuple(max(1, round(SHARE * size)) for size in sizes.tolist())
+    shared = data.how.drop_shared if drop_shared is None else drop_shared
+    return {"hops": hops or layers, "theta": list(theta or data.how.theta or shares), "drop_shared": shared}
 
 
 def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:

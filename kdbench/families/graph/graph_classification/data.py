@@ -1,11 +1,11 @@
-"""Graph-classification data: generated motifs, the TU sets in the DGCNN text format, ogbg-molbace."""
+"""Graph-classification data: generated motifs, sets of the TU collection in two formats, molecules of OGB."""
 
 from __future__ import annotations
 
 import functools
 import gzip
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch_geometric.data import Batch
 
 from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
-from kdbench.errors import DataError, unknown
-from kdbench.families.graph.graph_classification.options import GraphData
-from kdbench.families.graph.node_classification.data import OGB_SPLITS, SPLITS, TEST, TRAIN, VAL
+from kdbench.errors import DataError
+from kdbench.families.graph.graph_classification.options import OGB, TU, GraphData, Motifs
+from kdbench.families.graph.node_classification.graphs import OGB_SPLITS, SPLITS, TEST, TRAIN, VAL
 from kdbench.hashing import digest, remembered
-from kdbench.plan.datasets import dataset, fetch
+from kdbench.plan.datasets import Dataset, dataset, fetch, folder_of, reading_options
 
 LABELS = 2**20  # values of a column of labels at most: each has an embedding
 
@@ -101,6 +101,8 @@ class GraphSet:
     split: Tensor
     """int64 ``[g]``: 0 train, 1 validation, 2 test."""
     sha256: str
+    how: Motifs = field(default_factory=Motifs)
+    """What its description says for methods."""
 
     classes = 2
 
@@ -128,27 +130,34 @@ class GraphSet:
 @remembered(4)
 def load(name: str, options: GraphData) -> GraphSet:
     """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
-    if name not in LOADERS:
-        raise unknown("graph-classification data set", name, LOADERS)
-    data = LOADERS[name](options)
+    data, described = read(name, options), dataset(name)
     if not data.graphs.edges.shape[1]:
-        raise DataError(f"{name} has no edge in any of its {len(data.graphs)} graphs.")
-    hint = " Take more data.graphs." if dataset(name).generated else ""
+        raise DataError(f"{data.name} has no edge in any of its {len(data.graphs)} graphs.")
+    hint = " Take more data.graphs." if described.generated else ""
     # the area under the ROC curve is of two classes, wherever it is computed
-    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, name, inputs.SPLITS, hint)
+    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, data.name, inputs.SPLITS, hint)
     return data
 
 
-def permuted_split(graphs: int) -> Tensor:
-    """80/10/10 %, the same for every seed: ``p = RandomState(0).permutation(graphs)``.
+def read(name: str, options: GraphData) -> GraphSet:
+    """The data set ``name``, before any check of the whole."""
+    data = dataset(name)
+    how = reading_options(data)
+    return replace(READERS[data.reader](data, how, options), how=how)
 
-    Training graphs are ``p[⌊0.2·graphs⌋:]``; of the others the first half in ``p`` validates, the second tests.
+
+def permuted_split(graphs: int, validation: float = 0.1, test: float = 0.1) -> Tensor:
+    """80/10/10 % or other shares, the same for every seed: ``p = RandomState(0).permutation(graphs)``.
+
+    The first ``⌊(validation + test)·graphs⌋`` of ``p`` are held out: the first of them validate, by their share, the
+    others test.
     """
     order = np.random.RandomState(0).permutation(graphs)
-    held = int(0.2 * graphs)
+    held = int((validation + test) * graphs)
+    validating = int(held * validation / (validation + test))
     groups = np.full(graphs, TRAIN)
-    groups[order[: held // 2]] = VAL
-    groups[order[held // 2 : held]] = TEST
+    groups[order[:validating]] = VAL
+    groups[order[validating:held]] = TEST
     return torch.from_numpy(groups)
 
 
@@ -171,7 +180,7 @@ MOTIFS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...], float], .
 """Node labels, edges with their labels, and the share of class 0 among the graphs that have the motif."""
 
 
-def motifs(options: GraphData) -> GraphSet:
+def motifs(data: Dataset, how: Motifs, options: GraphData) -> GraphSet:
     """Random trees of 4 to 8 nodes (mostly of label 0) with three motifs hung on; the class tells which are likely."""
     rng = np.random.default_rng(axis(0, "motifs"))
     y = rng.permutation(np.arange(options.graphs) % 2)
@@ -199,7 +208,7 @@ def motifs(options: GraphData) -> GraphSet:
     both, both_labels, sizes = _both_directions(once[:, :2].T, once[:, 2:], sizes)
     graphs = assemble(np.concatenate(labels)[:, None], both, both_labels, y, nodes, sizes)
     sha256 = digest({"labels": np.concatenate(labels).tolist(), "edges": pairs, "y": y.tolist()})
-    return GraphSet("motifs", graphs, permuted_split(options.graphs), sha256)
+    return GraphSet(data.name, graphs, permuted_split(options.graphs), sha256)
 
 
 def _both_directions(
@@ -210,28 +219,114 @@ def _both_directions(
     return both, labels.repeat(2, axis=0), 2 * sizes
 
 
-def tu(name: str, file: str, degrees: bool = False) -> GraphSet:
-    """A TU set in the DGCNN text format, split by :func:`permuted_split`; ``degrees`` take the place of node tags.
+def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
+    """A TU set, split by :func:`permuted_split`; with ``how.degrees`` they take the place of node labels.
 
-    The text is the number of graphs, and for each ``n label`` and n lines ``tag m neighbour_1 … neighbour_m``.
+    Its files are the collection's own (:func:`_read_collection`) or one in DGCNN's text format: the number of graphs,
+    and for each ``n label`` and n lines ``label m neighbour_1 … neighbour_m``.
     """
-    paths, sha256 = fetch(name)
-    path = paths[f"{file}.txt.gz"]
-    nodes, classes, tags, degree, source = _read_dgcnn(path)
-    found, y = np.unique(classes, return_inverse=True)
-    if len(found) != GraphSet.classes:
-        raise DataError(f"{path} has graphs of the classes {found.tolist()}; this kind of task knows two.")
+    if how.validation + how.test >= 1:
+        raise DataError(f"{data.name}: validation and test leave no graph for training.")
+    listed = list(data.files) or _tu_files(folder_of(data))
+    paths, sha256 = fetch(data, listed)
+    read = _read_dgcnn(*paths.values()) if len(paths) == 1 else _read_collection(paths)
+    classes, y = np.unique(read.classes, return_inverse=True)
+    if len(classes) != GraphSet.classes:
+        raise DataError(
+            f"{next(iter(paths.values()))} has graphs of the classes {classes.tolist()}; this kind of task knows two."
+        )
+    labels = read.labels
+    if how.degrees:
+        first = np.cumsum(read.nodes) - read.nodes
+        labels = np.bincount(read.pairs[1] + np.repeat(first, read.sizes), minlength=int(read.nodes.sum()))[:, None]
+    if labels is None:
+        raise DataError(
+            f"{data.name} has no labels of nodes ({data.name}_node_labels.txt): say 'degrees: true' to take degrees."
+        )
+    graphs = assemble(labels, read.pairs, read.pair_labels, y, read.nodes, read.sizes)
+    return GraphSet(data.name, graphs, permuted_split(len(graphs), how.validation, how.test), sha256)
+
+
+TU_FILES = ("_A.txt", "_graph_indicator.txt", "_graph_labels.txt", "_node_labels.txt", "_edge_labels.txt")
+
+
+def _tu_files(folder: Path) -> list[str]:
+    """The files of a set of the TU collection in a folder, or its one file in DGCNN's format."""
+    ends = [path.name.removesuffix("_A.txt") for path in sorted(folder.glob("*_A.txt"))]
+    if len(ends) == 1:
+        needed, others = TU_FILES[:3], [ends[0] + end for end in TU_FILES[3:]]
+        return [*(ends[0] + end for end in needed), *(name for name in others if (folder / name).is_file())]
+    texts = sorted(path.name for pattern in ("*.txt", "*.txt.gz") for path in folder.glob(pattern))
+    if len(texts) != 1 or ends:
+        raise DataError(f"{folder} holds no set of the TU collection: one NAME_A.txt and its like, or one NAME.txt.")
+    return texts
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Graphs as their files tell of them; nodes and edges lie graph by graph."""
+
+    nodes: np.ndarray
+    classes: np.ndarray
+    labels: np.ndarray | None
+    """``[n, 1]``."""
+    pairs: np.ndarray
+    """``[2, e]``, node numbers inside each graph."""
+    pair_labels: np.ndarray
+    """``[e, m]``."""
+    sizes: np.ndarray
+
+
+def _read_collection(paths: Mapping[str, Path]) -> _Read:
+    """The files of the TU collection, by the ends of their names.
+
+    ``_A``: a line ``i, j`` for each directed edge; ``_graph_indicator``: the graph of each node, ascending; the labels:
+    one a line. All count from 1.
+    """
+    ends = {end: path for end in TU_FILES for name, path in paths.items() if name.endswith(end)}
+    if missing := [end for end in TU_FILES[:3] if end not in ends]:
+        raise DataError(f"{', '.join(map(str, paths.values()))}: the file NAME{missing[0]} is not among them.")
+    tables = {end: _text_table(path, 2 if end == "_A.txt" else 1) for end, path in ends.items()}
+    pairs, graph = tables["_A.txt"].T, tables["_graph_indicator.txt"][:, 0]
+    count = len(tables["_graph_labels.txt"])
+    where = ends["_graph_indicator.txt"]
+    graph = inputs.integers(graph, where, "graph", 1, count + 1, lines=True) - 1
+    nodes = np.bincount(graph, minlength=count)
+    if (back := np.flatnonzero(np.diff(graph) < 0)).size:
+        raise DataError(f"{where}:{back[0] + 2}: the nodes of a graph are to stand together, in the graphs' order.")
+    if not nodes.all():
+        raise DataError(f"{where}: graph {int(nodes.argmin()) + 1} has no node.")
+    for column in pairs:
+        inputs.integers(column, ends["_A.txt"], "node", 1, len(graph) + 1, lines=True)
+    of_edge = graph[pairs - 1]
+    if (apart := np.flatnonzero(of_edge[0] != of_edge[1])).size:
+        raise DataError(f"{ends['_A.txt']}:{apart[0] + 1}: its nodes are of different graphs.")
+    order = np.argsort(of_edge[0], kind="stable")
     first = np.cumsum(nodes) - nodes
-    target = np.repeat(np.arange(len(tags)) - np.repeat(first, nodes), degree)
-    labels = (degree if degrees else tags)[:, None]
-    sizes = np.add.reduceat(degree, first)
-    graphs = assemble(labels, np.stack([source, target]), np.empty((len(source), 0)), y, nodes, sizes)
-    return GraphSet(name, graphs, permuted_split(len(graphs)), sha256)
+    labels = [tables.get(end) for end in TU_FILES[3:]]
+    lengths = {str(ends[end]): len(tables[end]) for end in ("_graph_indicator.txt", "_node_labels.txt") if end in ends}
+    inputs.same_length(lengths)
+    inputs.same_length({str(ends[end]): len(tables[end]) for end in ("_A.txt", "_edge_labels.txt") if end in ends})
+    node_labels, edge_labels = (None if one is None else np.unique(one, return_inverse=True)[1] for one in labels)
+    return _Read(
+        nodes,
+        tables["_graph_labels.txt"][:, 0],
+        None if node_labels is None else node_labels.reshape(-1, 1),
+        (pairs - 1 - first[of_edge[0]])[:, order],
+        np.empty((pairs.shape[1], 0)) if edge_labels is None else edge_labels.reshape(-1, 1)[order],
+        np.bincount(of_edge[0], minlength=count),
+    )
 
 
-def _read_dgcnn(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Size and class of each graph, tag and degree of each node, and all neighbours, node by node."""
-    with inputs.reading(path), gzip.open(path, "rt") as stream:
+def _text_table(path: Path, columns: int) -> np.ndarray:
+    with inputs.reading(path), path.open(encoding="utf-8") as lines:
+        table = np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
+    return inputs.numbers(table, path, (None, columns))
+
+
+def _read_dgcnn(path: Path) -> _Read:
+    """One file in DGCNN's format, packed or not."""
+    with inputs.reading(path), gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
         lines = stream.read().rstrip().split("\n")
         words = [line.split() for line in lines]
         numbers = np.array([word for line in words for word in line], dtype=np.int64)
@@ -262,23 +357,30 @@ def _read_dgcnn(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     neighbours = np.delete(numbers, np.concatenate([[0], starts[1:], starts[1:] + 1]))
     bound = np.repeat(first[graph], first[graph]).repeat(degree)
     check(np.isin(rows, rows[node].repeat(degree)[(neighbours < 0) | (neighbours >= bound)]))
-    return first[graph], second[graph], first[node], degree, neighbours
+    nodes, start = first[graph], np.cumsum(first[graph]) - first[graph]
+    local = np.repeat(np.arange(len(degree)) - np.repeat(start, nodes), degree)
+    pairs, sizes = np.stack([neighbours, local]), np.add.reduceat(degree, start)
+    return _Read(nodes, second[graph], first[node][:, None], pairs, np.empty((pairs.shape[1], 0)), sizes)
 
 
-def molbace(options: GraphData) -> GraphSet:
-    """ogbg-molbace with OGB's scaffold split: 9 labels a node, 3 an edge (its files list each edge once)."""
-    paths, sha256 = fetch("molbace")
+OGB_TABLES = ("edge", "edge-feat", "graph-label", "node-feat", "num-edge-list", "num-node-list")
+
+
+def ogb(data: Dataset, how: OGB, options: GraphData) -> GraphSet:
+    """Molecules of OGB with one of its own splits (its files list each edge once)."""
+    parts = [f"split/{how.split}/{part}" for part in OGB_SPLITS]
+    listed = [f"{name}.csv.gz" for name in (*(f"raw/{table}" for table in OGB_TABLES), *parts)]
+    paths, sha256 = fetch(data, list(data.files) or listed)
     tables = {file.removesuffix(".csv.gz"): _table(path) for file, path in paths.items()}
     files = {name: str(paths[f"{name}.csv.gz"]) for name in tables}
     _check_tables(tables, files)
     nodes, once, y = (tables[f"raw/{name}"][:, 0] for name in ("num-node-list", "num-edge-list", "graph-label"))
     pairs, labels, sizes = _both_directions(tables["raw/edge"].T, tables["raw/edge-feat"], once)
     graphs = assemble(tables["raw/node-feat"], pairs, labels, y, nodes, sizes)
-    names = [f"split/scaffold/{part}" for part in OGB_SPLITS]
-    split = inputs.disjoint({files[name]: tables[name][:, 0] for name in names}, len(y), "graph")
+    split = inputs.disjoint({files[name]: tables[name][:, 0] for name in parts}, len(y), "graph")
     if (split < 0).any():
-        raise DataError(f"Graph {(split < 0).argmax()} is in none of {', '.join(files[name] for name in names)}.")
-    return GraphSet("molbace", graphs, torch.from_numpy(split), sha256)
+        raise DataError(f"Graph {(split < 0).argmax()} is in none of {', '.join(files[name] for name in parts)}.")
+    return GraphSet(data.name, graphs, torch.from_numpy(split), sha256)
 
 
 def _table(path: Path) -> np.ndarray:
@@ -311,14 +413,7 @@ def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) ->
     check("edge", "node", 0, nodes.repeat(once))
 
 
-LOADERS: dict[str, Callable[[GraphData], GraphSet]] = {
-    "motifs": motifs,
-    "mutag": lambda options: tu("mutag", "MUTAG"),
-    "nci1": lambda options: tu("nci1", "NCI1"),
-    "proteins": lambda options: tu("proteins", "PROTEINS"),
-    "imdb_b": lambda options: tu("imdb_b", "IMDBBINARY", degrees=True),
-    "molbace": molbace,
-}
+READERS: dict[str, Callable[[Dataset, Any, GraphData], GraphSet]] = {"motifs": motifs, "tu": tu, "ogb": ogb}
 
 
 def concatenate(parts: Sequence[Graphs]) -> Graphs:

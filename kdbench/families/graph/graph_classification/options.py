@@ -58,6 +58,38 @@ class GraphTeacher:
     """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
 
 
+@dataclass(frozen=True)
+class Motifs:
+    """Generated graphs, and what every reader may be told of its set."""
+
+    theta: tuple[Annotated[int, Ge(1)], ...] | None = None
+    """Mirage's thresholds, one a class; without them they are a share of each class's training graphs."""
+    drop_shared: bool = False
+    """Whether Mirage drops the sets of trees that are frequent in several classes, unless it is told."""
+
+
+@dataclass(frozen=True)
+class TU(Motifs):
+    """A set of the TU Dortmund collection: ``NAME_A.txt``, ``NAME_graph_indicator.txt`` …, or one file of DGCNN's."""
+
+    degrees: bool = False
+    """Take the nodes' degrees in the place of their labels."""
+    validation: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    """Share of the graphs for validation, drawn at random, the same for every seed."""
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.1
+    """Share of the graphs for the test."""
+
+
+@dataclass(frozen=True)
+class OGB(Motifs):
+    """A set of the Open Graph Benchmark: ``raw/*.csv.gz`` and ``split/SPLIT/*.csv.gz``."""
+
+    split: str = "scaffold"
+    """The folder of its split."""
+
+
+READERS = {"motifs": Motifs, "tu": TU, "ogb": OGB}
+
 SECTIONS = {"data": GraphData, "student": GraphStudent, "teacher": GraphTeacher}
 
 METRICS = (

@@ -24,7 +24,7 @@ from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.graph.graph_classification.data import Graphs, GraphSet, load
 from kdbench.families.graph.graph_classification.networks import GraphNet
 from kdbench.families.graph.graph_classification.options import GraphData, GraphStudent, GraphTeacher
-from kdbench.families.graph.node_classification.data import SPLITS
+from kdbench.families.graph.node_classification.graphs import SPLITS
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined, defined

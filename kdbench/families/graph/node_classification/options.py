@@ -75,6 +75,77 @@ class NodeTeacher:
     """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
 
 
+@dataclass(frozen=True)
+class BlockModel:
+    """A generated graph: its options are those of the data."""
+
+
+@dataclass(frozen=True)
+class Cane:
+    """A text graph as CANE publishes it, with features of a language model and splits beside it."""
+
+    class_names: tuple[str, ...]
+    """Names of the classes, in their order."""
+
+
+@dataclass(frozen=True)
+class Planetoid:
+    """A set in Planetoid's files ``ind.NAME.*``."""
+
+    classes: Annotated[int, Gt(1)]
+    """Number of classes."""
+    prefix: str | None = None
+    """NAME; null takes the data set's own."""
+    split: Literal["public", "random"] = "public"
+    """public: that of the files; random: 60/20/20 % by the seed of the split."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in their order."""
+
+
+@dataclass(frozen=True)
+class OGB:
+    """A node-property set of the Open Graph Benchmark, ``arxiv.zip``, and the papers' ``titleabs.tsv.gz``."""
+
+
+@dataclass(frozen=True)
+class NpzGraph:
+    """A graph in one NumPy archive: ``x`` [n, f], ``edges`` [2, e], ``y`` [n], and ``split`` [n] where it has one."""
+
+    file: str | None = None
+    """Its file; null takes the only one."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in their order; without them their numbers."""
+    normalise: bool = False
+    """Scale each row of ``x`` (none of them negative) to the sum 1."""
+
+
+@dataclass(frozen=True)
+class CsvText:
+    """A text-attributed graph in two tables with a line of column names: nodes, and edges between their ids."""
+
+    nodes: str = "nodes.csv"
+    """File with a line for each node."""
+    edges: str = "edges.csv"
+    """File with a line for each edge; its first two columns are ids."""
+    id: str = "id"
+    """Column of the nodes' ids."""
+    text: str = "text"
+    """Column of their texts."""
+    label: str = "label"
+    """Column of their classes, by name; empty where a node has none."""
+    split: str | None = None
+    """Column of train, val and test, empty for neither; null draws 60/20/20 % by the seed of the split."""
+
+
+READERS = {
+    "block_model": BlockModel,
+    "cane": Cane,
+    "planetoid": Planetoid,
+    "ogb": OGB,
+    "npz_graph": NpzGraph,
+    "csv_text": CsvText,
+}
+
 SECTIONS = {"data": NodeData, "student": NodeStudent, "teacher": NodeTeacher}
 
 METRICS = (

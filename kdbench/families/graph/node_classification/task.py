@@ -14,7 +14,8 @@ from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.graph.node_classification import teacher as teachers
-from kdbench.families.graph.node_classification.data import SPLITS, NodeGraph, load
+from kdbench.families.graph.node_classification.data import load
+from kdbench.families.graph.node_classification.graphs import SPLITS, NodeGraph
 from kdbench.families.graph.node_classification.networks import GNN
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent, NodeTeacher
 from kdbench.plan.config import RunConfig

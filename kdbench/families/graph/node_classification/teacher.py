@@ -22,7 +22,7 @@ from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
 from kdbench.families.graph.node_classification import networks as models
 from kdbench.families.graph.node_classification import prompts
-from kdbench.families.graph.node_classification.data import NodeGraph, require_texts, tfidf
+from kdbench.families.graph.node_classification.graphs import NodeGraph, require_texts, tfidf
 from kdbench.families.graph.node_classification.options import NodeTeacher
 from kdbench.hashing import digest, file_digest
 from kdbench.networks import instruction_tuning, language_model, sentence_encoder

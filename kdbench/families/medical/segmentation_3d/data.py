@@ -1,4 +1,4 @@
-"""Data sets of 3-D segmentation: generated ellipsoids, MSD tasks 1 and 4, MM-WHS."""
+"""Readers of 3-D segmentation: generated ellipsoids, a folder of NIfTI files, a task of MSD, MM-WHS."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import functools
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,20 +16,18 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 from torch import Tensor
 
+from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
-from kdbench.errors import DataError, UsageError, unknown
+from kdbench.errors import DataError, UsageError
 from kdbench.families.medical.segmentation_3d import nifti
-from kdbench.families.medical.segmentation_3d.options import VolumeData
-from kdbench.families.medical.segmentation_3d.volumes import VolumeSet
+from kdbench.families.medical.segmentation_3d.options import MMWHS, Decathlon, NiftiFolder, Shapes, VolumeData
+from kdbench.families.medical.segmentation_3d.volumes import SPLITS, VolumeSet
 from kdbench.hashing import digest, file_digest, remembered
-from kdbench.plan.datasets import dataset, fetch
+from kdbench.plan.datasets import Dataset, dataset, fetch, folder_of, reading_options
 
 Read = Callable[[str], tuple[Tensor, Tensor]]
 Splits = dict[str, list[str]]
 
-HIPPOCAMPUS_SHA256 = "12502228b10081a4d736c7f865cfd8cc10cb04b90ad2f83c60623cd887325df8"
-"""Fingerprint of the 240 files of msd_hippocampus."""
-HIPPOCAMPUS = ("background", "anterior", "posterior")
 MILLIMETRE = (1.0, 1.0, 1.0)
 HEART_SPACING = (1.5, 1.5, 2.0)
 HEART = {
@@ -47,13 +45,17 @@ HEART = {
 
 @remembered(4)
 def load(name: str, options: VolumeData) -> VolumeSet:
-    """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
-    if name not in LOADERS:
-        raise unknown("data set of volumes", name, LOADERS)
-    return LOADERS[name](options)
+    """The data set ``name``, kept. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
+    return read(name, options)
 
 
-def shapes(options: VolumeData) -> VolumeSet:
+def read(name: str, options: VolumeData) -> VolumeSet:
+    """The data set ``name``."""
+    data = dataset(name)
+    return READERS[data.reader](data, reading_options(data), options)
+
+
+def shapes(data: Dataset, how: Shapes, options: VolumeData) -> VolumeSet:
     """Noisy ellipsoids cut in two classes by a plane through the centre, each scaled and turned at random.
 
     Background, front and back have means 0, 1 and 2; the noise is normal. Half of the volumes are for training, a
@@ -75,51 +77,86 @@ def shapes(options: VolumeData) -> VolumeSet:
     splits = {"train": names[:half], "val": names[half : half + rest], "test": names[half + rest :]}
     told = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
     classes = ("background", "front", "back")
-    return _set("shapes", options, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(told))
+    return _set(data.name, options, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(told))
 
 
-def msd_hippocampus(options: VolumeData) -> VolumeSet:
-    """120 of MSD Task04's 260 labelled volumes with the split that lies beside them; see :func:`clipped`."""
-    paths, _ = fetch("msd_hippocampus", ["splits.json"])
-    folder = paths["splits.json"].parent
-    splits: Splits = json.loads(paths["splits.json"].read_text())
+def nifti_folder(data: Dataset, how: NiftiFolder, options: VolumeData) -> VolumeSet:
+    """Volumes of one channel number and spacing in ``images`` with labels of the same names in ``labels``."""
+    folder = folder_of(data)
+    if data.files:
+        fetch(data)
+    here = {_stem(path.name): path.name for path in sorted((folder / "images").glob("*.nii*"))}
+    if how.splits is None:
+        splits = drawn_split(list(here), how.validation, how.test)
+    else:
+        splits = _listed_split(folder / how.splits, here)
     names = [name for part in splits.values() for name in part]
-    files = {name: (folder / f"images/{name}.nii.gz", folder / f"labels/{name}.nii.gz") for name in names}
+    files = {name: (folder / "images" / here[name], folder / "labels" / here[name]) for name in names}
     sha256 = fingerprint(folder, [str(path.relative_to(folder)) for pair in files.values() for path in pair])
-    if sha256 != HIPPOCAMPUS_SHA256:
+    if how.sha256 not in (None, sha256):
         raise DataError(
             f"{folder} is not the published selection: the fingerprint of its volumes is {sha256}, not "
-            f"{HIPPOCAMPUS_SHA256}. {dataset('msd_hippocampus').how}"
+            f"{how.sha256}. {data.how}"
         )
+    spacing = how.spacing or nifti.spacing(files[names[0]][0])
+    classes = how.classes or tuple(
+        f"class {number}" if number else "background"
+        for number in range(1 + max(int(nifti.read(label).values.max()) for _, label in files.values()))
+    )
 
     def read(name: str) -> tuple[Tensor, Tensor]:
-        image, label = nifti.pair(*files[name], 1, MILLIMETRE)
-        return clipped(nifti.channels_first(image)), nifti.classes(label, len(HIPPOCAMPUS))
+        image, label = nifti.pair(*files[name], how.channels, spacing)
+        return NORMALISE[how.normalise](nifti.channels_first(image)), nifti.classes(label, len(classes))
 
-    return _set("msd_hippocampus", options, 1, HIPPOCAMPUS, MILLIMETRE, "edge", splits, read, sha256)
-
-
-def msd_task04(options: VolumeData) -> VolumeSet:
-    """MSD Task04, hippocampus: the last 60 of 260 volumes are the test set; minimum 0 and maximum 1 in each volume."""
-    return _decathlon("msd_task04", options, 1, HIPPOCAMPUS, held=(30, 60), normalise=minmax)
+    return _set(data.name, options, how.channels, classes, spacing, "edge", splits, read, sha256)
 
 
-def msd_task01(options: VolumeData) -> VolumeSet:
-    """MSD Task01, brain tumour: 4 modalities, intensities as they are; the last 24 of 484 volumes are the test set."""
-    classes = ("background", "edema", "non-enhancing tumour", "enhancing tumour")
-    return _decathlon("msd_task01", options, 4, classes, held=(72, 24), normalise=lambda image: image)
+def _stem(file: str) -> str:
+    return file.removesuffix(".gz").removesuffix(".nii")
 
 
-def mmwhs(options: VolumeData) -> VolumeSet:
+def _listed_split(path: Path, here: Mapping[str, str]) -> Splits:
+    """Names of each split from a file. Raises :class:`DataError` for one that is not here, or stands there twice."""
+    with inputs.reading(path):
+        splits = json.loads(path.read_text(encoding="utf-8"))
+    given = splits if isinstance(splits, dict) else {}
+    names = {split: part for split in SPLITS if isinstance(part := given.get(split), list) and part}
+    if len(names) < len(SPLITS) or not all(isinstance(name, str) for part in names.values() for name in part):
+        raise DataError(f"{path} does not list the names of {', '.join(SPLITS)}, some of each.")
+    for name, count in Counter(name for part in names.values() for name in part).items():
+        if count > 1:
+            raise DataError(f"{path} lists {name} more than once.")
+        if name not in here:
+            raise DataError(f"{path} lists {name}, of which there is no {path.parent / 'images' / name}.nii.gz.")
+    return names
+
+
+def drawn_split(names: Sequence[str], validation: float, test: float) -> Splits:
+    """Names in an order that ``random.Random(0)`` draws; the last shares, rounded, at least one each, are held out.
+
+    Raises :class:`DataError` when nothing is left for training.
+    """
+    order = sorted(names)
+    random.Random(0).shuffle(order)
+    held = [max(1, round(share * len(order))) for share in (validation, test)]
+    if len(order) <= sum(held):
+        raise DataError(
+            f"There are {len(order)} volumes: {held[0]} for validation and {held[1]} for the test leave none."
+        )
+    train = len(order) - sum(held)
+    return {"train": order[:train], "val": order[train : train + held[0]], "test": order[train + held[0] :]}
+
+
+def mmwhs(data: Dataset, how: MMWHS, options: VolumeData) -> VolumeSet:
     """MM-WHS, 20 labelled hearts of one modality, resampled to 1.5 × 1.5 × 2 mm, standardised over non-zero voxels.
 
     CT is clipped to −175…250 HU and scaled to 0…1 before. Of five folds of patients in sorted order,
     ``options.fold`` is the test set and the next one the validation set.
     """
-    folder, kind = _folder("mmwhs"), options.modality
+    folder, kind = folder_of(data), options.modality
     images = sorted(path.relative_to(folder) for path in folder.rglob(f"{kind}_train_*_image.nii*"))
     if len(images) < 5:
-        raise DataError(f"{folder} holds {len(images)} files {kind}_train_*_image.nii.gz. {dataset('mmwhs').how}")
+        raise DataError(f"{folder} holds {len(images)} files {kind}_train_*_image.nii.gz. {data.how}")
     labels = {str(path): str(path).replace("_image.nii", "_label.nii") for path in images}
     folds = [names.tolist() for names in np.array_split(list(labels), 5)]
     test, val = options.fold, (options.fold + 1) % 5
@@ -139,31 +176,24 @@ def mmwhs(options: VolumeData) -> VolumeSet:
         return standardised(scaled, scaled != 0), _spaced(nearest.astype(np.float32), image.affine, "nearest").long()
 
     sha256 = fingerprint(folder, [*labels, *labels.values()])
-    return _set("mmwhs", options, 1, tuple(HEART), HEART_SPACING, "reflect", splits, read, sha256)
+    return _set(data.name, options, 1, tuple(HEART), HEART_SPACING, "reflect", splits, read, sha256)
 
 
-def _decathlon(
-    name: str,
-    options: VolumeData,
-    channels: int,
-    classes: tuple[str, ...],
-    held: tuple[int, int],
-    normalise: Callable[[Tensor], Tensor],
-) -> VolumeSet:
-    """A task of the Medical Segmentation Decathlon as it is published. ``held``: volumes for validation and test."""
-    folder = _folder(name)
+def decathlon(data: Dataset, how: Decathlon, options: VolumeData) -> VolumeSet:
+    """A task of the Medical Segmentation Decathlon as it is published."""
+    folder, classes = folder_of(data), how.classes
     index = folder / "dataset.json"
     if not index.is_file():
-        raise DataError(f"{index} is not here. {dataset(name).how}")
+        raise DataError(f"{index} is not here. {data.how}")
     pairs = _listed(index, classes)
-    splits = released_split(list(pairs), *held)
+    splits = released_split(list(pairs), how.validation, how.test)
 
     def read(case: str) -> tuple[Tensor, Tensor]:
-        image, label = nifti.pair(folder / pairs[case][0], folder / pairs[case][1], channels, MILLIMETRE)
-        return normalise(nifti.channels_first(image)), nifti.classes(label, len(classes))
+        image, label = nifti.pair(folder / pairs[case][0], folder / pairs[case][1], how.channels, MILLIMETRE)
+        return NORMALISE[how.normalise](nifti.channels_first(image)), nifti.classes(label, len(classes))
 
     sha256 = fingerprint(folder, ["dataset.json", *(file for pair in pairs.values() for file in pair)])
-    return _set(name, options, channels, classes, MILLIMETRE, "edge", splits, read, sha256)
+    return _set(data.name, options, how.channels, classes, MILLIMETRE, "edge", splits, read, sha256)
 
 
 def _listed(index: Path, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -238,15 +268,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _folder(name: str) -> Path:
-    """The folder of a data set that the user puts in place."""
-    found = [place for place in dataset(name).places() if place.is_dir()]
-    if not found:
-        where = " or ".join(str(place) for place in dataset(name).places())
-        raise DataError(f"Data set '{name}' is not here (looked in {where}). {dataset(name).how}")
-    return found[0]
-
-
 def fingerprint(folder: Path, files: Sequence[str]) -> str:
     """Digest of the files' names and bytes. Raises :class:`DataError` for a missing one."""
     missing = [file for file in files if not (folder / file).is_file()]
@@ -282,10 +303,16 @@ def minmax(image: Tensor) -> Tensor:
     return (image - low) / (high - low).clamp(min=1e-8)
 
 
-LOADERS: dict[str, Callable[[VolumeData], VolumeSet]] = {
+NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "clipped": clipped,
+    "standardised": standardised,
+    "minmax": minmax,
+    "none": lambda image: image,
+}
+
+READERS: dict[str, Callable[[Dataset, Any, VolumeData], VolumeSet]] = {
     "shapes": shapes,
-    "msd_hippocampus": msd_hippocampus,
-    "msd_task04": msd_task04,
-    "msd_task01": msd_task01,
+    "nifti_folder": nifti_folder,
+    "decathlon": decathlon,
     "mmwhs": mmwhs,
 }

@@ -70,6 +70,12 @@ def _unpacked(path: Path) -> SpatialImage:
     return image
 
 
+def spacing(path: Path) -> tuple[float, float, float]:
+    """Edges of the file's voxels in mm."""
+    x, y, z = voxel_sizes(read(path).affine).tolist()
+    return x, y, z
+
+
 def pair(image: Path, label: Path, channels: int, spacing: Sequence[float] | None = None) -> tuple[Stored, Stored]:
     """An image of that many channels and its label: one place in space, voxels of ``spacing`` mm, finite intensities.
 

@@ -101,6 +101,60 @@ class VolumeTeacher:
     Random views cannot be cached."""
 
 
+Normalisation = Literal["clipped", "minmax", "standardised", "none"]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Generated volumes: their options are those of the data."""
+
+
+@dataclass(frozen=True)
+class NiftiFolder:
+    """Volumes ``images/NAME.nii.gz`` and their labels ``labels/NAME.nii.gz`` (or ``.nii``), of one spacing."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the labels' values 0, 1, …, background first; without them as many as the labels have."""
+    channels: Channels = 1
+    """Channels of an image."""
+    spacing: tuple[float, float, float] | None = None
+    """Edges of a voxel in mm; null takes the first image's. All volumes have the same."""
+    normalise: Normalisation = "clipped"
+    """clipped: each image to its 0.5 and 99.5 percentiles, then mean 0 and deviation 1; standardised: the latter;
+    minmax: minimum 0 and maximum 1; none: as it is."""
+    splits: str | None = None
+    """JSON file beside the folders with the names of train, val and test; null draws them, the same for every seed."""
+    validation: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    """Share of the volumes that are drawn for validation."""
+    test: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    """Share of the volumes that are drawn for the test."""
+    sha256: str | None = None
+    """Fingerprint that the volumes must have."""
+
+
+@dataclass(frozen=True)
+class Decathlon:
+    """A task of the Medical Segmentation Decathlon as it is published, with voxels of 1 mm."""
+
+    classes: tuple[str, ...]
+    """Names of the labels' values 0, 1, …, as its dataset.json has them."""
+    validation: Annotated[int, Gt(0)]
+    """Volumes for validation."""
+    test: Annotated[int, Gt(0)]
+    """Volumes for the test, the last by name."""
+    channels: Channels = 1
+    """Channels of an image."""
+    normalise: Normalisation = "minmax"
+    """As for a folder of volumes."""
+
+
+@dataclass(frozen=True)
+class MMWHS:
+    """The hearts of the MM-WHS challenge."""
+
+
+READERS = {"shapes": Shapes, "nifti_folder": NiftiFolder, "decathlon": Decathlon, "mmwhs": MMWHS}
+
 SECTIONS = {"data": VolumeData, "student": VolumeStudent, "teacher": VolumeTeacher}
 
 METRICS = (

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,16 @@ from kdbench.errors import DataError, unknown
 from kdbench.families.vision_language.paired_classification import avdigits
 from kdbench.families.vision_language.paired_classification import networks as pair_networks
 from kdbench.families.vision_language.paired_classification.networks import PairNetwork
-from kdbench.families.vision_language.paired_classification.options import PairData, PairStudent
+from kdbench.families.vision_language.paired_classification.options import (
+    AVDigits,
+    PairData,
+    PairedArrays,
+    PairedViews,
+    PairStudent,
+    VGGSound,
+)
 from kdbench.hashing import digest, file_digest, remembered
-from kdbench.plan.datasets import dataset, fetch
+from kdbench.plan.datasets import Dataset, dataset, fetch, reading_options
 from kdbench.plan.options import plain
 
 TRAIN, VAL, TEST, UNUSED = 0, 1, 2, 3
@@ -101,12 +108,17 @@ class Pairs:
 @remembered(2)
 def load(name: str, options: PairData, seed: int) -> Pairs:
     """The pairs of a data set for one run seed. Raises :class:`DataError` when its files are missing or not sound."""
-    if name not in LOADERS:
-        raise unknown("data set of paired views", name, LOADERS)
-    pairs = LOADERS[name](options, seed)
-    hint = " Take more data.pairs or fewer data.classes." if dataset(name).generated else " Take more data.pairs."
-    inputs.covered(pairs.y.numpy(), pairs.split.numpy(), pairs.classes, name, hint=hint if options.pairs else "")
+    data = dataset(name)
+    pairs = read(name, options, seed)
+    hint = " Take more data.pairs or fewer data.classes." if data.generated else " Take more data.pairs."
+    inputs.covered(pairs.y.numpy(), pairs.split.numpy(), pairs.classes, data.name, hint=hint if options.pairs else "")
     return pairs
+
+
+def read(name: str, options: PairData, seed: int) -> Pairs:
+    """The data set ``name``, before any check of the whole."""
+    data = dataset(name)
+    return READERS[data.reader](data, reading_options(data), options, seed)
 
 
 def pooled_split(count: int, seed: int, options: PairData) -> Tensor:
@@ -130,16 +142,16 @@ def fingerprint(files: str, options: PairData, seed: int) -> str:
     return digest({"files": files, "options": shaping, "seed": seed})
 
 
-def digit_pairs(options: PairData, seed: int) -> Pairs:
+def digit_pairs(data: Dataset, how: AVDigits, options: PairData, seed: int) -> Pairs:
     """Spoken and handwritten digits (see ``avdigits.py``)."""
-    paths, files = fetch("avdigits")
+    paths, files = fetch(data)
     made = avdigits.build(avdigits.read(paths), options, seed, lambda count: pooled_split(count, seed, options))
     views = {
         "image": Modality(made.images, made.image_of),
         "audio": Modality(made.spectrograms, made.recording_of),
     }
     return Pairs(
-        "avdigits", views, made.y, made.split, 10, fingerprint(files, options, seed), _digits(10, avdigits.MELS)
+        data.name, views, made.y, made.split, 10, fingerprint(files, options, seed), _digits(10, avdigits.MELS)
     )
 
 
@@ -147,7 +159,7 @@ def _digits(classes: int, size: int) -> Callable[[tuple[str, ...], PairStudent],
     return lambda sees, student: pair_networks.digit_networks(sees, classes, student.channels, size)
 
 
-def generated_pairs(options: PairData, seed: int) -> Pairs:
+def generated_pairs(data: Dataset, how: PairedViews, options: PairData, seed: int) -> Pairs:
     """Noisy views of class means: 28×28 'images' and 16×16 'spectrograms', independent given the class.
 
     A class's mean has 4×4 patches of standard normal values; ``options.noise`` is added pixel by pixel. As many
@@ -164,53 +176,41 @@ def generated_pairs(options: PairData, seed: int) -> Pairs:
         patches = torch.randn(options.classes, 1, side // 4, side // 4, generator=means)
         mean = patches.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
         values = mean[y] + noise * torch.randn(len(y), 1, side, side, generator=random)
-        inputs.numbers(values.numpy(), f"paired_views with data.noise={noise:g}", (len(y), 1, side, side))
+        inputs.numbers(values.numpy(), f"{data.name} with data.noise={noise:g}", (len(y), 1, side, side))
         views[name] = Modality(values, torch.arange(len(y)))
     split = torch.repeat_interleave(torch.tensor([TRAIN, VAL, TEST]), sizes)
     sha256 = fingerprint("generated", options, seed)
-    return Pairs("paired_views", views, y, split, options.classes, sha256, _digits(options.classes, 16))
+    return Pairs(data.name, views, y, split, options.classes, sha256, _digits(options.classes, 16))
 
 
-def crisismmd(options: PairData, seed: int) -> Pairs:
-    """CrisisMMD-V2: ResNet-50 features of images and BERTweet features of texts, unscaled; 8 humanitarian classes."""
-    shapes = {"image": (2048,), "text": (768,)}
-    return _arrays("crisismmd", shapes, 8, pair_networks.feature_networks, options, seed)
-
-
-def ravdess(options: PairData, seed: int) -> Pairs:
-    """RAVDESS: 15 face frames (scaled by channel, with the training clips' range) and 15 coefficients in 156 steps.
-
-    Files as the released preprocessing writes them. Each audio array is scaled to [0, 1] by itself. 8 emotions.
-    """
-    shapes = {"video": (15, 3, 224, 224), "audio": (15, 156)}
-    return _arrays("ravdess", shapes, 8, pair_networks.clip_networks, options, seed)
-
-
-def _arrays(
-    name: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    classes: int,
-    networks: Callable[[tuple[str, ...], int], PairNetwork],
-    options: PairData,
-    seed: int,
-) -> Pairs:
-    """Two memory-mapped arrays of equal length and their labels, in the order of the data set's files.
-
-    ``shapes``: of one example, by modality.
-    """
-    paths, files = fetch(name)
+def paired_arrays(data: Dataset, how: PairedArrays, options: PairData, seed: int) -> Pairs:
+    """Two memory-mapped arrays of equal length and their labels, split by :func:`pooled_split`."""
+    if len(how.views) != 2:
+        raise DataError(f"{data.name} has {len(how.views)} views, not two: {', '.join(how.views) or 'none'}.")
+    paths, files = fetch(data, [*how.views.values(), how.labels])
     arrays = {path: inputs.load_array(path, mapped=True) for path in paths.values()}
     inputs.same_length({str(path): len(np.atleast_1d(array)) for path, array in arrays.items()})
     *viewed, (listed, labels) = arrays.items()
-    y = torch.from_numpy(inputs.integers(labels, listed, "label", 0, classes))
+    y = torch.from_numpy(inputs.integers(labels, listed, "label", 0, how.classes or len(labels)))
+    classes = how.classes or int(y.max()) + 1
     split, everyone = pooled_split(len(y), seed, options), torch.arange(len(y))
     train = (split == TRAIN).nonzero().flatten().numpy()
-    views = {
-        modality: Modality(array, everyone, _scaling(array, path, shape, train))
-        for (modality, shape), (path, array) in zip(shapes.items(), viewed, strict=True)
+    shapes = {name: array.shape[1:] for name, (_, array) in zip(how.views, viewed, strict=True)} | (how.shapes or {})
+    views: dict[str, Modality] = {
+        name: Modality(array, everyone, _scaling(array, path, shapes[name], train))
+        for name, (path, array) in zip(how.views, viewed, strict=True)
     }
     sha256 = fingerprint(files, options, seed)
-    return Pairs(name, views, y, split, classes, sha256, lambda sees, _: networks(sees, classes))
+
+    def network(sees: tuple[str, ...], student: PairStudent) -> PairNetwork:
+        if how.networks == "clips":
+            return pair_networks.clip_networks(sees, classes)
+        return pair_networks.feature_networks(sees, classes, {name: shapes[name][0] for name in how.views})
+
+    for name, path in zip(how.views, paths.values(), strict=False):
+        if how.networks == "features" and len(shapes[name]) != 1:
+            raise DataError(f"{path} has examples of the shape {list(shapes[name])}: networks=features takes vectors.")
+    return Pairs(data.name, views, y, split, classes, sha256, network)
 
 
 def _scaling(values: np.ndarray, path: Path, shape: tuple[int, ...], train: np.ndarray) -> Callable[[Tensor], Tensor]:
@@ -244,17 +244,18 @@ def min_max(x: Tensor) -> Tensor:
 class FeatureFolder:
     """One NumPy file an example, ``<folder>/<name><ending>``, read and checked on demand.
 
-    Raises :class:`DataError` at once for a file that is missing or of another size than the first.
+    Raises :class:`DataError` at once for a file that is missing (``origin`` says how it is got) or of another size
+    than the first.
     """
 
-    def __init__(self, folder: Path, names: list[str], ending: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, folder: Path, names: list[str], ending: str, shape: tuple[int, ...], origin: str) -> None:
         self.folder, self.names, self.ending, self.shape = folder, names, ending, shape
         with inputs.reading(folder):
             sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
         for name in names:
             path = self._path(name)
             if path.name not in sizes:
-                raise DataError(f"{path} is missing. {dataset('vggsound').how}")
+                raise DataError(f"{path} is missing. {origin}")
             if sizes[path.name] != sizes[self._path(names[0]).name]:
                 raise DataError(f"{path} has another size than {self._path(names[0])}.")
 
@@ -266,18 +267,18 @@ class FeatureFolder:
         return np.stack([inputs.numbers(inputs.load_array(path), path, self.shape) for path in paths])
 
 
-def vggsound(options: PairData, seed: int) -> Pairs:
+def vggsound(data: Dataset, how: VGGSound, options: PairData, seed: int) -> Pairs:
     """VGGSound-50k: visual features ``[10, 7, 7, 512]`` and audio features ``[10, 128]`` of each clip; 141 events.
 
     ``VGGS50k_metadata.txt`` has a line ``name&class`` for each clip; the features are already scaled. The fingerprint
     covers that file, and the bytes of the first clip's features.
     """
-    paths, _ = fetch("vggsound")
+    paths, _ = fetch(data)
     (index,) = paths.values()
     names, y = _listed(index, 141)
     folders = {
-        "video": FeatureFolder(index.parent / "visual_features", names, "_vFeature.npy", (10, 7, 7, 512)),
-        "audio": FeatureFolder(index.parent / "audio_features", names, "_aFeature.npy", (10, 128)),
+        "video": FeatureFolder(index.parent / "visual_features", names, "_vFeature.npy", (10, 7, 7, 512), data.how),
+        "audio": FeatureFolder(index.parent / "audio_features", names, "_aFeature.npy", (10, 128), data.how),
     }
     told = {name: digest(folder[np.arange(1)].tolist()) for name, folder in folders.items()}
     files = digest({"index": file_digest(index), **told})
@@ -288,7 +289,7 @@ def vggsound(options: PairData, seed: int) -> Pairs:
     }
     split = pooled_split(len(y), seed, options)
     sha256 = fingerprint(files, options, seed)
-    return Pairs("vggsound", views, y, split, 141, sha256, lambda sees, _: pair_networks.event_networks(sees, 141))
+    return Pairs(data.name, views, y, split, 141, sha256, lambda sees, _: pair_networks.event_networks(sees, 141))
 
 
 def _listed(index: Path, classes: int) -> tuple[list[str], Tensor]:
@@ -312,10 +313,9 @@ def _listed(index: Path, classes: int) -> tuple[list[str], Tensor]:
     return list(names), torch.tensor(list(names.values()))
 
 
-LOADERS = {
+READERS: dict[str, Callable[[Dataset, Any, PairData, int], Pairs]] = {
     "paired_views": generated_pairs,
     "avdigits": digit_pairs,
-    "crisismmd": crisismmd,
-    "ravdess": ravdess,
     "vggsound": vggsound,
+    "paired_arrays": paired_arrays,
 }

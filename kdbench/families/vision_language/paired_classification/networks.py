@@ -7,6 +7,7 @@ it ``sees`` (names of modalities, in the order of its arguments) and which layer
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -208,9 +209,8 @@ def digit_networks(sees: tuple[str, ...], classes: int, channels: int, size: int
     return LeNet5("image", classes) if sees == ("image",) else AudioCNN("audio", classes, channels, size)
 
 
-def feature_networks(sees: tuple[str, ...], classes: int) -> PairNetwork:
-    """CrisisMMD's encoder features: MLP-Vb, MLP-Tb, MLP-I."""
-    widths = {"image": 2048, "text": 768}
+def feature_networks(sees: tuple[str, ...], classes: int, widths: Mapping[str, int]) -> PairNetwork:
+    """Encoder features of these widths by modality: MLP-Vb, MLP-Tb, MLP-I."""
     if len(sees) == 1:
         return FeatureMLP(sees[0], classes, widths[sees[0]])
     return Classifier(sees, tuple(FeatureTrunk(widths[name]) for name in sees), (1024, 512, 256), classes)

@@ -54,6 +54,42 @@ class PairTeacher:
     """Read teachers' outputs from the cache instead of computing them at every step; the numbers are the same."""
 
 
+Modality = Literal["image", "audio", "text", "video"]
+
+
+@dataclass(frozen=True)
+class PairedViews:
+    """Generated pairs: their options are those of the data."""
+
+
+@dataclass(frozen=True)
+class AVDigits:
+    """Spoken and handwritten digits: the rest is options of the data."""
+
+
+@dataclass(frozen=True)
+class VGGSound:
+    """Features of clips, a file each."""
+
+
+@dataclass(frozen=True)
+class PairedArrays:
+    """Two arrays ``.npy`` of equal length, an example a row, and the classes of the rows."""
+
+    views: dict[Modality, str]
+    """File of each of the two modalities, in the order that a fusion network takes them."""
+    labels: str = "labels.npy"
+    """File of the classes, from 0 on."""
+    classes: Annotated[int, Gt(1)] | None = None
+    """Number of classes; null takes one more than the largest label."""
+    shapes: dict[Modality, tuple[Annotated[int, Gt(0)], ...]] | None = None
+    """Shape that an example of each view must have; null takes that of the file."""
+    networks: Literal["features", "clips"] = "features"
+    """features: linear layers on vectors; clips: convolutions on video [15, 3, 224, 224] and audio [15, 156]."""
+
+
+READERS = {"paired_views": PairedViews, "avdigits": AVDigits, "vggsound": VGGSound, "paired_arrays": PairedArrays}
+
 SECTIONS = {"data": PairData, "student": PairStudent, "teacher": PairTeacher}
 
 METRICS = (

@@ -13,9 +13,9 @@ from PIL import Image
 
 from kdbench.engine.runner import Outcome, Session, Silent, run
 from kdbench.families.detection.domain_adaptation import networks as models
-from kdbench.families.detection.domain_adaptation import voc
 from kdbench.families.detection.domain_adaptation.options import Detector
 from kdbench.plan.config import expand
+from kdbench.plan.datasets import dataset, reading_options
 
 CLASSES = 3
 
@@ -109,7 +109,7 @@ def write_voc(folder: Path, part: str, names: list[str], objects: list[tuple[Any
 
 def write_pair(root: Path, name: str) -> None:
     """All splits of a published pair, three images each."""
-    pair = voc.PAIRS[name]
+    pair = reading_options(dataset(name))
     label = pair.classes[-1]
     objects = [(label, 0, 11, 21, 30, 40), (label, 1, 1, 1, 9, 9), *((one, 0, 1, 1, 9, 9) for one in pair.others)]
     for folder, part in {*pair.source_train, pair.source_val, pair.target_train, pair.target_test}:

@@ -145,11 +145,11 @@ def test_others_are_left_out_however_they_are_written(root: Path, write_pair: Wr
     write_pair(folder, "kitti_cityscapes")
     path = folder / "source" / "Annotations" / "train_0.xml"
     path.write_text(path.read_text().replace("dontcare", "DontCare").replace("<name>van", "<name>Van"))
-    told = voc.load("kitti_cityscapes", voc.PAIRS["kitti_cityscapes"], folder, SCALE)
+    told = voc.load("kitti_cityscapes", datasets.reading_options(datasets.dataset("kitti_cityscapes")), folder, SCALE)
     assert told.source_train.truth[0].labels.tolist() == [0]
     path.write_text(path.read_text().replace("<name>car<", "<name>Car<"))
     with pytest.raises(DataError, match="is to be called 'car'"):
-        voc.load("kitti_cityscapes", voc.PAIRS["kitti_cityscapes"], folder, SCALE)
+        voc.load("kitti_cityscapes", datasets.reading_options(datasets.dataset("kitti_cityscapes")), folder, SCALE)
 
 
 def gradient() -> Image.Image:

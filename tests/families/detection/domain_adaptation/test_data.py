@@ -30,6 +30,7 @@ from kdbench.families.detection.domain_adaptation.options import AdaptationData
 from kdbench.plan import datasets
 
 WritePair = Callable[[Path, str], None]
+CELLS = "txl_pbc_domains"
 TINY = AdaptationData(short_side=64, long_side=64, source_images=8, target_images=6)
 SMALL = AdaptationData(short_side=192, long_side=192)
 
@@ -59,9 +60,9 @@ def tensors(thing: Any, seen: set[int] | None = None) -> Iterator[Truth]:
         yield from tensors(vars(thing), seen)
 
 
-@pytest.mark.parametrize("name", ["stained_shapes", domains.CELLS])
+@pytest.mark.parametrize("name", ["stained_shapes", CELLS])
 def test_what_an_arm_trains_on_has_no_boxes(name: str, request: pytest.FixtureRequest) -> None:
-    if name == domains.CELLS:
+    if name == CELLS:
         request.getfixturevalue("real_data")
     options = TINY if name == "stained_shapes" else SMALL
     told = domains.load(name, options)
@@ -101,8 +102,8 @@ def test_the_target_domain_is_stained() -> None:
 
 
 def test_blood_cells_have_the_published_counts(real_data: Path) -> None:
-    told = domains.load(domains.CELLS, SMALL)
-    labelled = domains.hidden(domains.CELLS, SMALL)
+    told = domains.load(CELLS, SMALL)
+    labelled = domains.hidden(CELLS, SMALL)
     parts = {"train": told.source_train, "val": told.source_val, "target": labelled}
     parts |= {"target val": told.target_val, "target test": told.target_test}
     counted = {
@@ -117,7 +118,7 @@ def test_blood_cells_have_the_published_counts(real_data: Path) -> None:
 
 
 def test_no_blood_cell_image_is_in_two_splits(real_data: Path) -> None:
-    told = domains.load(domains.CELLS, SMALL)
+    told = domains.load(CELLS, SMALL)
     parts = [told.source_train.images, told.source_val.images, told.target_train]
     parts += [told.target_val.images, told.target_test.images]
     names = [name for part in parts for name in part.names]
@@ -125,7 +126,7 @@ def test_no_blood_cell_image_is_in_two_splits(real_data: Path) -> None:
 
 
 def test_boxes_are_scaled_with_their_images(real_data: Path) -> None:
-    told = domains.load(domains.CELLS, SMALL)
+    told = domains.load(CELLS, SMALL)
     batch = collate(told.source_train, [0, 3])
     assert isinstance(batch, LabelledBatch) and batch.images.shape == (2, 3, 160, 192)
     assert batch.sizes.tolist() == [[144, 192]] * 2 and not batch.images[:, :, 144:].any()
@@ -142,10 +143,10 @@ def test_other_images_than_the_published_ones_are_refused(
     path = next(iter(sorted((home / "pbc" / "images").glob("*.jpg"))))
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(DataError, match="not those that its boxes were drawn on"):
-        domains.load(domains.CELLS, SMALL)
+        domains.load(CELLS, SMALL)
     (home / "pbc" / "test.json").write_text("{}")
     with pytest.raises(DataError, match="corrupt"):
-        domains.load(domains.CELLS, SMALL)
+        domains.load(CELLS, SMALL)
 
 
 def test_unknown_data_is_named() -> None:
@@ -186,14 +187,17 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", voc.PAIRS)
+PAIRS = [name for name, one in datasets.datasets().items() if one.reader == "voc"]
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_published_pairs_are_read_in_vocs_layout(name: str, published: Path, write_pair: WritePair) -> None:
     root = published / datasets.dataset(name).folder
     write_pair(root, name)
     options = AdaptationData(short_side=120, long_side=1333)
     told = domains.load(name, options)
-    assert told.classes == voc.PAIRS[name].classes
-    assert len(told.source_train) == 3 * len(voc.PAIRS[name].source_train)
+    assert told.classes == datasets.reading_options(datasets.dataset(name)).classes
+    assert len(told.source_train) == 3 * len(datasets.reading_options(datasets.dataset(name)).source_train)
     assert [len(part) for part in (told.source_val, told.target_train, told.target_test)] == [3, 3, 3]
     one = told.source_train.truth[0]
     assert one.boxes.tolist() == [[10, 20, 30, 40]] and one.labels.tolist() == [len(told.classes) - 1]
@@ -226,7 +230,7 @@ def test_a_changed_annotation_changes_the_fingerprint(published: Path, write_pai
 
 
 def test_what_is_wrong_in_vocs_layout_is_named(published: Path, write_pair: WritePair) -> None:
-    with pytest.raises(DataError, match=r"'voc_clipart' is not in .*beside one another.*KDBENCH_DATA"):
+    with pytest.raises(DataError, match=r"'voc_clipart' is not here .*beside one another"):
         domains.load("voc_clipart", AdaptationData())
     root = published / datasets.dataset("voc_clipart").folder
     write_pair(root, "voc_clipart")
@@ -241,7 +245,9 @@ def test_what_is_wrong_in_vocs_layout_is_named(published: Path, write_pair: Writ
 def test_an_image_without_objects_has_empty_boxes(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text("<annotation><filename>x</filename></annotation>")
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    one = voc.read_xml(tmp_path / "x.xml", tmp_path / "x.png", voc.PAIRS["voc_clipart"])
+    one = voc.read_xml(
+        tmp_path / "x.xml", tmp_path / "x.png", datasets.reading_options(datasets.dataset("voc_clipart"))
+    )
     assert one.boxes.shape == (0, 4) and one.labels.shape == (0,)
     assert coco.truth_of([], []).boxes.shape == (0, 4)
 
@@ -250,9 +256,9 @@ def test_the_training_labels_are_not_read_from_the_blood_cells_file(
     real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same domains come out when the annotations of pbc/train.json are another's."""
-    wanted = domains.load(domains.CELLS, SMALL)
+    wanted = domains.load(CELLS, SMALL)
     domains.load.cache_clear()
-    paths, _ = datasets.fetch(domains.CELLS)
+    paths, _ = datasets.fetch(datasets.dataset(CELLS))
     content = json.loads(paths["pbc/train.json"].read_text())
     del content["annotations"]
     read = Path.read_text
@@ -261,10 +267,10 @@ def test_the_training_labels_are_not_read_from_the_blood_cells_file(
         "read_text",
         lambda self, *a, **k: json.dumps(content) if self == paths["pbc/train.json"] else read(self, *a, **k),
     )
-    found = domains.load(domains.CELLS, SMALL)
+    found = domains.load(CELLS, SMALL)
     assert found.sha256 == wanted.sha256 and found.target_train.names == wanted.target_train.names
     with pytest.raises(DataError, match=r"pbc/train\.json: 'annotations' is missing"):
-        domains.hidden(domains.CELLS, SMALL)
+        domains.hidden(CELLS, SMALL)
 
 
 def test_the_inventory_knows_sets_without_listed_files(published: Path, write_pair: WritePair) -> None:

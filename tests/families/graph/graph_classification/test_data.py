@@ -39,7 +39,7 @@ def same(left: Graphs, right: Graphs) -> bool:
 
 
 def test_taking_graphs_keeps_each_as_it_was() -> None:
-    graphs = graph_data.motifs(GraphData(graphs=20)).graphs
+    graphs = graph_data.read("motifs", GraphData(graphs=20)).graphs
     ids = torch.tensor([7, 0, 7, 19])
     taken = graphs.take(ids)
     node, edge = 0, 0
@@ -62,7 +62,7 @@ def test_taking_graphs_keeps_each_as_it_was() -> None:
 
 
 def test_a_batch_is_a_pyg_batch() -> None:
-    graphs = graph_data.motifs(GraphData(graphs=20)).graphs
+    graphs = graph_data.read("motifs", GraphData(graphs=20)).graphs
     batch = graphs.batch(torch.tensor([3, 1]))
     assert batch.num_graphs == 2 and batch.rows.tolist() == [3, 1] and "read" not in batch
     assert batch.ptr.tolist() == [0, int(graphs.nodes[3]), int(graphs.nodes[[3, 1]].sum())]
@@ -80,7 +80,9 @@ def test_generated_graphs() -> None:
     assert torch.equal(owner[graphs.edges[0]], owner[graphs.edges[1]])
     assert torch.equal(owner[graphs.edges[0]], torch.arange(400).repeat_interleave(graphs.sizes))
     assert (
-        data.sha256 == load("motifs", GraphData(batch_size=3)).sha256 != graph_data.motifs(GraphData(graphs=30)).sha256
+        data.sha256
+        == load("motifs", GraphData(batch_size=3)).sha256
+        != graph_data.read("motifs", GraphData(graphs=30)).sha256
     )
 
 
@@ -141,7 +143,7 @@ TEXT = "2\n3 2\n5 2 1 2\n0 1 0\n0 1 0\n2 0\n1 0\n4 0\n"
 
 def test_the_text_format(publish: Publish) -> None:
     publish("mutag", {"MUTAG.txt.gz": gzip.compress(TEXT.encode())})
-    graphs = graph_data.tu("mutag", "MUTAG").graphs
+    graphs = graph_data.read("mutag", GraphData()).graphs
     assert graphs.x.tolist() == [[5], [0], [0], [1], [4]] and graphs.y.tolist() == [1, 0]
     assert graphs.edges.T.tolist() == [[1, 0], [2, 0], [0, 1], [0, 2]] and graphs.nodes.tolist() == [3, 2]
 

@@ -107,8 +107,14 @@ def test_both_classes_need_a_set() -> None:
         condense(graphs, 2, (10, 1000), drop_shared=False)
     with pytest.raises(UsageError, match=r"all \d+ are frequent in both classes.*method.drop_shared=false"):
         condense(graphs, 2, (30, 5), drop_shared=True)
-    with pytest.raises(UsageError, match=r"no thresholds for mine: give method\.theta"):
-        settings("mine", 3, None, None, None)
+
+
+def test_thresholds_are_the_options_else_the_data_sets_else_a_share_of_a_class() -> None:
+    data, own = load("nci1", GraphData()), load("proteins", GraphData())
+    assert settings(data, 3, None, (5, 6), None) == {"hops": 3, "theta": [5, 6], "drop_shared": True}
+    assert settings(data, 3, 2, None, False) == {"hops": 2, "theta": [440, 570], "drop_shared": False}
+    sizes = own.graphs.y[own.ids("train")].bincount().tolist()
+    assert settings(own, 3, None, None, None)["theta"] == [round(0.25 * size) for size in sizes]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])

@@ -20,8 +20,8 @@ from torch_geometric.nn import GCNConv
 
 from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError, UsageError
-from kdbench.families.graph.node_classification import data
-from kdbench.families.graph.node_classification.data import TEST, TRAIN, UNLABELLED, VAL, NodeGraph
+from kdbench.families.graph.node_classification import data, graphs
+from kdbench.families.graph.node_classification.graphs import TEST, TRAIN, UNLABELLED, VAL, NodeGraph
 from kdbench.families.graph.node_classification.options import NodeData
 from kdbench.plan import datasets
 
@@ -45,14 +45,14 @@ def homophily(graph: NodeGraph) -> float:
 
 def test_block_model_is_the_same_twice_and_another_for_another_split() -> None:
     options = NodeData(nodes=150, words=30)
-    one, again, other = (data.block_model(options, split) for split in (0, 0, 1))
+    one, again, other = (data.read("block_model", options, split) for split in (0, 0, 1))
     assert one.sha256 == again.sha256 != other.sha256 and one.split_sha256 == again.split_sha256
     assert torch.equal(one.x, again.x) and torch.equal(one.edges, again.edges) and one.texts == again.texts
 
 
 @pytest.mark.parametrize("wanted", [0.2, 0.7, 0.95])
 def test_block_model_keeps_to_its_options(wanted: float) -> None:
-    graph = data.block_model(NodeData(nodes=800, classes=5, degree=6, homophily=wanted), 0)
+    graph = data.read("block_model", NodeData(nodes=800, classes=5, degree=6, homophily=wanted), 0)
     assert homophily(graph) == pytest.approx(wanted, abs=0.05)
     assert 2 * undirected(graph) / 800 == pytest.approx(6, rel=0.05)
     assert graph.y.bincount().tolist() == [160] * 5
@@ -61,31 +61,31 @@ def test_block_model_keeps_to_its_options(wanted: float) -> None:
 
 
 def test_splits_cover_the_nodes_once() -> None:
-    graph = data.block_model(NodeData(nodes=100), 0)
+    graph = data.read("block_model", NodeData(nodes=100), 0)
     ids = torch.cat([graph.ids(split) for split in ("train", "val", "test")])
     assert sorted(ids.tolist()) == list(range(100))
 
 
 def test_words_limit_the_students_text() -> None:
     texts = ["red green blue", "red green", "red blue", "red", "rare"]
-    assert torch.equal(data.tfidf(texts, 0), torch.ones(5, 1))
-    two, every = data.tfidf(texts, 2), data.tfidf(texts, None)
+    assert torch.equal(graphs.tfidf(texts, 0), torch.ones(5, 1))
+    two, every = graphs.tfidf(texts, 2), graphs.tfidf(texts, None)
     assert two.shape == (5, 2) and every.shape == (5, 3)  # 'rare' is in one text only
     torch.testing.assert_close(every[:4].norm(dim=1), torch.ones(4))
     assert every.dtype == torch.float32 and not every[4].any()
 
 
 def test_a_matrix_of_words_that_cannot_be_dense_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DENSE_BYTES", 40)
+    monkeypatch.setattr(graphs, "DENSE_BYTES", 40)
     with pytest.raises(UsageError, match=r"4 texts and 3 words.*data\.words"):
-        data.tfidf(["red green blue", "red green", "red blue", "red"], None)
+        graphs.tfidf(["red green blue", "red green", "red blue", "red"], None)
 
 
 def test_seeds_alternate_between_two_splits() -> None:
     options = NodeData(nodes=60)
-    graphs = [data.load("block_model", options, seed) for seed in range(4)]
-    assert graphs[0].sha256 == graphs[2].sha256 != graphs[1].sha256 == graphs[3].sha256
-    assert data.load("block_model", NodeData(nodes=60, split="1"), 0).sha256 == graphs[1].sha256
+    read = [data.load("block_model", options, seed) for seed in range(4)]
+    assert read[0].sha256 == read[2].sha256 != read[1].sha256 == read[3].sha256
+    assert data.load("block_model", NodeData(nodes=60, split="1"), 0).sha256 == read[1].sha256
     with pytest.raises(UsageError, match="Did you mean 'cora'"):
         data.load("corra", options, 0)
 
@@ -105,7 +105,7 @@ def test_shuffled_split_is_tapes() -> None:
 
 @pytest.mark.parametrize("split", [0, 1])
 def test_cora_text_is_as_its_source_says(real_data: Path, split: int) -> None:
-    graph = data.cora_text(NodeData(), split)
+    graph = data.read("cora_text", NodeData(), split)
     degree = torch.bincount(graph.edges[0], minlength=2277)
     assert len(graph.y) == len(graph.texts) == 2277 and int((graph.y >= 0).sum()) == 2211
     assert undirected(graph) == 4771 and int((degree == 0).sum()) == 72
@@ -123,13 +123,13 @@ def test_cora_text_is_as_its_source_says(real_data: Path, split: int) -> None:
 
 
 def test_cora_texts_splits_differ_in_split_and_features_alone(real_data: Path) -> None:
-    zero, one = (data.cora_text(NodeData(), split) for split in (0, 1))
+    zero, one = (data.read("cora_text", NodeData(), split) for split in (0, 1))
     assert zero.split_sha256 != one.split_sha256 and zero.sha256 != one.sha256
     assert torch.equal(zero.x, one.x) and torch.equal(zero.y, one.y) and torch.equal(zero.edges, one.edges)
 
 
 def test_planetoid_cora_is_as_its_source_says(real_data: Path) -> None:
-    graph = data.cora(NodeData(), 0)
+    graph = data.read("cora", NodeData(), 0)
     assert graph.x.shape == (2708, 1433) and graph.classes == 7 and undirected(graph) == 5278
     assert [len(graph.ids(name)) for name in ("train", "val", "test")] == [140, 500, 1000]
     assert graph.y[graph.ids("train")].bincount().tolist() == [20] * 7
@@ -137,7 +137,7 @@ def test_planetoid_cora_is_as_its_source_says(real_data: Path) -> None:
 
 
 def test_a_plain_gcn_on_our_cora_reaches_what_is_known(real_data: Path) -> None:
-    graph = data.cora(NodeData(), 0)
+    graph = data.read("cora", NodeData(), 0)
     torch.manual_seed(0)
 
     class Plain(nn.Module):
@@ -190,7 +190,7 @@ def planetoid(seed: int = 0) -> dict[str, bytes]:
 def test_pubmed_reads_planetoids_files(publish: Publish) -> None:
     files = planetoid()
     publish("pubmed", files)
-    graph, other = (data.pubmed(NodeData(), split) for split in (0, 1))
+    graph, other = (data.read("pubmed", NodeData(), split) for split in (0, 1))
     assert graph.x.shape == (540, 5) and graph.classes == 3 and list(graph.texts) == []
     torch.testing.assert_close(graph.x.sum(dim=1), torch.ones(540))
     words = pickle.loads(files["ind.pubmed.tx"]).toarray()[0]  # the first row belongs to the last node
@@ -204,13 +204,13 @@ def test_pubmed_reads_planetoids_files(publish: Publish) -> None:
 
 def test_pubmed_reads_a_file_of_texts_if_there_is_one(publish: Publish) -> None:
     folder = publish("pubmed", planetoid())
-    without = data.pubmed(NodeData(), 0).sha256
+    without = data.read("pubmed", NodeData(), 0).sha256
     (folder / "texts.txt").write_text("".join(f"paper {i}\n" for i in range(540)))
-    graph = data.pubmed(NodeData(), 0)
+    graph = data.read("pubmed", NodeData(), 0)
     assert list(graph.texts[:2]) == ["paper 0", "paper 1"] and len(graph.texts) == 540 and graph.sha256 != without
     (folder / "texts.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError, match=r"texts\.txt has 2 lines for 540 nodes"):
-        data.pubmed(NodeData(), 0)
+        data.read("pubmed", NodeData(), 0)
 
 
 def test_pubmed_serves_a_teacher_on_words_and_refuses_one_on_texts(
@@ -265,7 +265,7 @@ def arxiv(nodes: int = 60) -> tuple[dict[str, bytes], dict[str, Any]]:
 def test_arxiv_reads_ogbs_archive_and_joins_the_texts(publish: Publish) -> None:
     files, told = arxiv()
     publish("arxiv", files)
-    graph = data.arxiv(NodeData(), 0)
+    graph = data.read("arxiv", NodeData(), 0)
     np.testing.assert_allclose(graph.x, told["x"].astype(np.float32))
     assert graph.y.tolist() == told["y"].tolist()
     assert undirected(graph) == len({frozenset(pair) for pair in told["edges"].tolist() if pair[0] != pair[1]})
@@ -273,14 +273,14 @@ def test_arxiv_reads_ogbs_archive_and_joins_the_texts(publish: Publish) -> None:
         assert graph.ids(ours).tolist() == sorted(told["split"][theirs])
     assert list(graph.class_names) == ["cs.NA", "cs.MM", "cs.LO", "cs.CY"]
     assert graph.texts[5] == f"Title of 5. about {'abcd'[told['y'][5]] * 3} é" and graph.texts[3] == ""
-    assert graph.cached is None and graph.sha256 == datasets.fetch("arxiv")[1]
+    assert graph.cached is None and graph.sha256 == datasets.fetch(datasets.dataset("arxiv"))[1]
 
 
 def test_arxiv_refuses_texts_of_other_papers(publish: Publish) -> None:
     files, _ = arxiv()
     publish("arxiv", {**files, "titleabs.tsv.gz": gzip.compress(b"1\tanother\tpaper\n")})
     with pytest.raises(DataError, match=r"titleabs\.tsv\.gz holds none of the 60 papers"):
-        data.arxiv(NodeData(), 0)
+        data.read("arxiv", NodeData(), 0)
 
 
 def test_arxiv_runs_with_a_language_model_as_teacher(publish: Publish, do: Callable[..., Outcome]) -> None:
@@ -300,4 +300,4 @@ def test_what_is_not_here_says_where_it_belongs(name: str, tmp_path: Path, monke
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setenv("KDBENCH_OFFLINE", "1")
     with pytest.raises(DataError, match=rf"Data set '{name}' lacks .*graph/{name}.*kdbench data {name}"):
-        data.LOADERS[name](NodeData(), 0)
+        data.read(name, NodeData(), 0)

@@ -17,7 +17,7 @@ from kdbench.engine.stages import StageResult, StageStore
 from kdbench.engine.task import Task
 from kdbench.errors import UsageError
 from kdbench.families.graph.node_classification import teacher as teachers
-from kdbench.families.graph.node_classification.data import NodeGraph, block_model
+from kdbench.families.graph.node_classification.data import NodeGraph, read
 from kdbench.families.graph.node_classification.options import NodeData, NodeTeacher
 from kdbench.families.graph.node_classification.prompts import prompt
 from kdbench.networks import language_model
@@ -57,14 +57,14 @@ def make(root: Path, *words: str) -> Made:
 
 def local_base(folder: Path) -> Path:
     """A base model in a folder, whose tokenizer knows the prompts' words."""
-    graph = block_model(NodeData(nodes=NODES, words=60), 0)
+    graph = read("block_model", NodeData(nodes=NODES, words=60), 0)
     asked = teachers.text_graph(graph)
     return language_model.tiny_llama(folder, 0, [prompt(asked, node, 0) or "" for node in range(NODES)], width=16)
 
 
 def keys(options: NodeTeacher) -> list[str]:
     """Content addresses of the stages that need no other."""
-    graph = block_model(NodeData(nodes=NODES), 0)
+    graph = read("block_model", NodeData(nodes=NODES), 0)
     return [stage.key({}) for stage in teachers.stages(graph, options, 2) if not stage.needs]
 
 
@@ -244,7 +244,7 @@ def test_a_sentence_encoder_reads_the_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["llm", "minilm"])
 def test_teachers_that_read_refuse_a_graph_without_texts(source: Any) -> None:
-    made = block_model(NodeData(nodes=NODES), 0)
+    made = read("block_model", NodeData(nodes=NODES), 0)
     graph = NodeGraph(**{**vars(made), "name": "cora", "texts": []})
     with pytest.raises(UsageError, match=f"teacher.source={source} reads texts, and there are none of cora"):
         teachers.stages(graph, NodeTeacher(source=source), 2)

@@ -15,7 +15,7 @@ from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import FrozenTeacher
 from kdbench.errors import UsageError
 from kdbench.families.graph.node_classification import teacher as teachers
-from kdbench.families.graph.node_classification.data import NodeGraph, block_model
+from kdbench.families.graph.node_classification.data import NodeGraph, read
 from kdbench.families.graph.node_classification.networks import GNN, normalised_adjacency
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent
 from kdbench.families.graph.node_classification.teacher import HopTeacher
@@ -44,7 +44,7 @@ def dense(edges: Tensor, nodes: int) -> np.ndarray:
 
 
 def small(classes: int = 3) -> NodeGraph:
-    return block_model(NodeData(nodes=90, classes=classes, words=20), 0)
+    return read("block_model", NodeData(nodes=90, classes=classes, words=20), 0)
 
 
 @pytest.mark.parametrize("name", NAMES)

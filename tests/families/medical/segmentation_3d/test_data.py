@@ -44,8 +44,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_shapes_are_the_same_twice_and_keep_to_their_options() -> None:
     options = VolumeData(train_volumes=None, shapes=16, size=12, noise=0.0)
-    one, again = data.shapes(options), data.shapes(options)
-    assert one.sha256 == again.sha256 != data.shapes(VolumeData(train_volumes=None, shapes=16, size=12)).sha256
+    one, again = data.read("shapes", options), data.read("shapes", options)
+    assert one.sha256 == again.sha256 != data.read("shapes", VolumeData(train_volumes=None, shapes=16, size=12)).sha256
     assert [len(one.cases[split]) for split in ("train", "val", "test")] == [8, 4, 4]
     for name in one.cases["train"]:
         image, label = one.read(name)
@@ -58,11 +58,11 @@ def test_shapes_are_the_same_twice_and_keep_to_their_options() -> None:
 
 
 def test_hippocampus_is_the_published_selection(real_data: Path) -> None:
-    volumes = data.msd_hippocampus(EVERYTHING)
+    volumes = data.read("msd_hippocampus", EVERYTHING)
     names = [name for split in ("train", "val", "test") for name in volumes.cases[split]]
     assert [len(volumes.cases[split]) for split in ("train", "val", "test")] == [80, 16, 24]
     assert len(set(names)) == 120 and names == sorted(names)
-    assert volumes.sha256 == data.HIPPOCAMPUS_SHA256
+    assert volumes.sha256 == datasets.reading_options(datasets.dataset("msd_hippocampus")).sha256
     for name in (names[0], names[60], names[119]):
         image, label = volumes.read(name)
         assert image.shape == label.shape and label.unique().tolist() == [0, 1, 2]
@@ -72,26 +72,26 @@ def test_hippocampus_is_the_published_selection(real_data: Path) -> None:
 
 
 def test_training_volumes_are_the_first_of_the_split(real_data: Path) -> None:
-    few, every = data.msd_hippocampus(VolumeData(train_volumes=16)), data.msd_hippocampus(EVERYTHING)
+    few, every = data.read("msd_hippocampus", VolumeData(train_volumes=16)), data.read("msd_hippocampus", EVERYTHING)
     assert few.cases["train"] == every.cases["train"][:16] and few.cases["test"] == every.cases["test"]
     assert few.split_sha256 != every.split_sha256 and few.sha256 == every.sha256
     with pytest.raises(UsageError, match=r"80 training volumes: data\.train_volumes=81"):
-        data.msd_hippocampus(VolumeData(train_volumes=81))
+        data.read("msd_hippocampus", VolumeData(train_volumes=81))
 
 
 def test_a_changed_or_missing_volume_is_noticed(real_data: Path, home: Path) -> None:
     copy = home / "msd_hippocampus"
     shutil.copytree(real_data / "medical/msd_hippocampus", copy)
-    data.msd_hippocampus(EVERYTHING)
+    data.read("msd_hippocampus", EVERYTHING)
     shutil.copy(copy / "images/hippocampus_001.nii.gz", copy / "images/hippocampus_003.nii.gz")
     with pytest.raises(DataError, match="not the published selection"):
-        data.msd_hippocampus(EVERYTHING)
+        data.read("msd_hippocampus", EVERYTHING)
     (copy / "labels/hippocampus_003.nii.gz").unlink()
     with pytest.raises(DataError, match=r"lacks labels/hippocampus_003\.nii\.gz"):
-        data.msd_hippocampus(EVERYTHING)
+        data.read("msd_hippocampus", EVERYTHING)
     (copy / "splits.json").write_text("{}")
     with pytest.raises(DataError, match="is corrupt"):
-        data.msd_hippocampus(EVERYTHING)
+        data.read("msd_hippocampus", EVERYTHING)
 
 
 @pytest.mark.parametrize("name", ["msd_hippocampus", "msd_task01", "msd_task04", "mmwhs"])
@@ -327,14 +327,14 @@ def test_an_unknown_heart_label_is_named_and_421_is_420(home: Path) -> None:
     hearts(home / "mmwhs", 5)
     path = home / "mmwhs/ct_train/ct_train_1001_label.nii.gz"
     label = np.asarray(nibabel.load(path).dataobj)
-    wanted = data.mmwhs(EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1]
+    wanted = data.read("mmwhs", EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1]
     for value, known in ((421, True), (430, False), (np.nan, False)):
         write(path, np.where(label == 420, value, label).astype(np.float32), (0.75, 0.75, 1.0))
         if known:
-            assert torch.equal(data.mmwhs(EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1], wanted)
+            assert torch.equal(data.read("mmwhs", EVERYTHING).read("ct_train/ct_train_1001_image.nii.gz")[1], wanted)
         else:
             with pytest.raises(DataError, match=r"ct_train_1001_label\.nii\.gz: .* other values than \[0, 205"):
-                data.mmwhs(EVERYTHING)
+                data.read("mmwhs", EVERYTHING)
 
 
 # normalisation and views
@@ -375,7 +375,7 @@ def test_random_views_depend_on_their_seed_alone_and_hold_labelled_voxels() -> N
 
 def test_training_order_and_views_depend_on_seed_and_epoch() -> None:
     options = VolumeData(None, patch=(8, 8, 8), shapes=16, size=12, views="random", batch_size=3)
-    volumes = data.shapes(options)
+    volumes = data.read("shapes", options)
 
     def epoch(seed: int, number: int) -> list[Any]:
         loader = VolumeLoaders(volumes, Views(volumes, options, seed), seed).train_dataloader()
@@ -392,7 +392,7 @@ def test_training_order_and_views_depend_on_seed_and_epoch() -> None:
 
 def test_fixed_views_come_again_in_turn_and_have_a_row_each() -> None:
     options = VolumeData(None, patch=(8, 8, 8), shapes=16, size=12, views="fixed", crops=3)
-    volumes = data.shapes(options)
+    volumes = data.read("shapes", options)
     views, other = Views(volumes, options, 0), Views(volumes, options, 1)
     epochs = [views[2, epoch] for epoch in range(6)]
     assert [int(view.rows) for view in epochs] == [6, 7, 8, 6, 7, 8] and views.rows == 24

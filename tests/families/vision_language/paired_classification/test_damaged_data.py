@@ -134,17 +134,17 @@ def clips(publish: Callable[..., Path], lines: str = "a&0\nb&140\n") -> Path:
 def test_a_damaged_list_of_clips_is_refused(publish: Callable[..., Path], lines: str, told: str) -> None:
     clips(publish, lines)
     with pytest.raises(DataError, match=told):
-        pairs.vggsound(FULL, 0)
+        pairs.read("vggsound", FULL, 0)
 
 
 def test_a_missing_or_truncated_clip_is_refused_before_training(publish: Callable[..., Path]) -> None:
     path = clips(publish) / "audio_features/b_aFeature.npy"
     path.write_bytes(path.read_bytes()[:99])
     with pytest.raises(DataError, match=r"b_aFeature\.npy has another size than .*a_aFeature\.npy"):
-        pairs.vggsound(FULL, 0)
+        pairs.read("vggsound", FULL, 0)
     path.unlink()
     with pytest.raises(DataError, match=r"b_aFeature\.npy is missing"):
-        pairs.vggsound(FULL, 0)
+        pairs.read("vggsound", FULL, 0)
 
 
 # digits

@@ -168,7 +168,7 @@ def test_every_option_that_shapes_the_data_is_in_its_fingerprint(change: Any) ->
 
 
 def test_the_real_files_are_what_their_source_says(real_data: Path) -> None:
-    paths, _ = datasets.fetch("avdigits")
+    paths, _ = datasets.fetch(datasets.dataset("avdigits"))
     base = avdigits.read(paths)
     assert base.image_digits.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert base.digits.bincount().tolist() == [300] * 10 and base.speakers.bincount().tolist() == [500] * 6
@@ -181,7 +181,7 @@ def test_the_real_files_are_what_their_source_says(real_data: Path) -> None:
 
 def test_generated_pairs_show_their_class_and_nothing_shared() -> None:
     options = PairData(pairs=4000, classes=3, noise=(1.0, 0.5))
-    loaded = pairs.generated_pairs(options, 0)
+    loaded = pairs.read("paired_views", options, 0)
     assert [len(loaded.ids(split)) for split in pairs.SPLITS] == [4000, 1000, 8000]
     assert loaded.y.bincount(minlength=3).min() > 4000
     image, audio = (view.values[:, 0, 0, 0] for view in loaded.views.values())  # type: ignore[index]
@@ -189,7 +189,9 @@ def test_generated_pairs_show_their_class_and_nothing_shared() -> None:
     assert image[of_class].std() == pytest.approx(1, abs=0.05) and audio[of_class].std() == pytest.approx(0.5, abs=0.03)
     together = torch.corrcoef(torch.stack([image[of_class], audio[of_class]]))[0, 1]
     assert abs(together) < 0.05  # independent given the class
-    assert pairs.generated_pairs(options, 0).sha256 == loaded.sha256 != pairs.generated_pairs(options, 1).sha256
+    assert (
+        pairs.read("paired_views", options, 0).sha256 == loaded.sha256 != pairs.read("paired_views", options, 1).sha256
+    )
 
 
 # full-size loaders
@@ -250,15 +252,15 @@ def test_crisismmd(publish: Callable[..., Path], do: Callable[..., Any]) -> None
 
 def test_a_change_of_the_arrays_changes_the_fingerprint(publish: Callable[..., Path]) -> None:
     folder = publish("crisismmd", crisis())
-    before = pairs.crisismmd(FULL, 0).sha256
+    before = pairs.read("crisismmd", FULL, 0).sha256
     np.save(folder / "text.npy", np.ones((40, 768)))
-    assert pairs.crisismmd(FULL, 0).sha256 != before
+    assert pairs.read("crisismmd", FULL, 0).sha256 != before
 
 
 def test_arrays_of_different_length_are_refused(publish: Callable[..., Path]) -> None:
     publish("crisismmd", crisis(labels=np.arange(39)))
     with pytest.raises(DataError, match=r"text\.npy has 40 rows, .*labels\.npy has 39 rows"):
-        pairs.crisismmd(FULL, 0)
+        pairs.read("crisismmd", FULL, 0)
 
 
 def test_files_of_ones_own_making_are_listed_as_such(publish: Callable[..., Path]) -> None:
@@ -271,7 +273,7 @@ def test_files_of_ones_own_making_are_listed_as_such(publish: Callable[..., Path
 
 def test_missing_arrays_say_what_to_make(publish: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"lacks image\.npy.*labels\.npy \[n\]"):
-        pairs.crisismmd(FULL, 0)
+        pairs.read("crisismmd", FULL, 0)
 
 
 def test_clips_are_scaled_by_channel_with_the_training_clips() -> None:

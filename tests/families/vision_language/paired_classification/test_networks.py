@@ -11,6 +11,8 @@ from kdbench.engine.taps import Taps
 from kdbench.families.vision_language.paired_classification import networks as nets
 from kdbench.families.vision_language.paired_classification.networks import PairNetwork
 
+WIDTHS = {"image": 2048, "text": 768}  # of CrisisMMD
+
 
 @pytest.mark.parametrize(
     ("network", "count"),
@@ -18,9 +20,9 @@ from kdbench.families.vision_language.paired_classification.networks import Pair
         (nets.digit_networks(("image",), 10, 32, 112), 61_706),
         (nets.digit_networks(("audio",), 10, 32, 112), 343_562),
         (nets.digit_networks(("image", "audio"), 10, 32, 112), 1_809_752),
-        (nets.feature_networks(("image",), 8), 2_627_080),
-        (nets.feature_networks(("text",), 8), 1_316_360),
-        (nets.feature_networks(("image", "text"), 8), 4_593_416),
+        (nets.feature_networks(("image",), 8, WIDTHS), 2_627_080),
+        (nets.feature_networks(("text",), 8, WIDTHS), 1_316_360),
+        (nets.feature_networks(("image", "text"), 8, WIDTHS), 4_593_416),
         (nets.clip_networks(("video",), 8), 6_084_420),
         (nets.clip_networks(("audio",), 8), 575_848),
         (nets.clip_networks(("video", "audio"), 8), 6_607_300),
@@ -44,7 +46,7 @@ def test_parameter_counts_are_the_cards(network: PairNetwork, count: int) -> Non
             },
         ),
         (
-            lambda sees: nets.feature_networks(sees, 8),
+            lambda sees: nets.feature_networks(sees, 8, WIDTHS),
             {"image": (2048,), "text": (768,)},
             {("image",): [(1024,), (512,)], ("text",): [(1024,), (512,)], ("image", "text"): [(512,), (256,)]},
         ),

@@ -56,7 +56,7 @@ class RandomGraphs(Method[GraphTask]):
     def stages(self, task: GraphTask) -> Sequence[Stage]:
         options = self.options
         layers = task.config.student.layers
-        chosen = condense.settings(task.graphs.name, layers, options.hops, options.theta, options.drop_shared)
+        chosen = condense.settings(task.graphs, layers, options.hops, options.theta, options.drop_shared)
         return [condense.stage(task.graphs, chosen)]
 
     def data(self, task: GraphTask) -> SmallLoaders:
