@@ -47,6 +47,7 @@ def _task(told: dict[str, Any]) -> str:
         _data("data", told["data"]),
         *(_data(f"data of scale={scale}", data) for scale, data in told["data_of_scales"].items()),
         f"methods: {', '.join(told['methods'])}",
+        *_choices(told),
         *textwrap.wrap(told["notes"], WIDTH),
     ]
     for scale, sections in told["scales"].items():
@@ -60,6 +61,18 @@ def _task(told: dict[str, Any]) -> str:
         who = f"{entry['arm']} ({entry['student']})" if entry["student"] else entry["arm"]
         lines.append(f"  {who}: {entry['metric']} {entry['value']:.4f}{spread}  [{entry['source']}]")
     return "\n".join(lines)
+
+
+def _choices(told: dict[str, Any]) -> list[str]:
+    """The card's defaults of methods, and its primary comparison."""
+    lines = []
+    for name, values in told["defaults_of_methods"].items():
+        lines.append(f"defaults of {name}: {' '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}")
+    if primary := told["primary"]:
+        student = [f"student.{name}={value}" for name, value in primary["student"].items()]
+        words = [f"scale={primary['scale']}", *student, *primary["settings"]]
+        lines.append(f"primary comparison: {' '.join(words)}, by {primary['metric']}")
+    return lines
 
 
 def inventory(told: Sequence[dict[str, Any]]) -> str:

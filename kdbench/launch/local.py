@@ -17,6 +17,7 @@ from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
 from kdbench.plan.cards import card
 from kdbench.plan.config import RunConfig, expand_baselines
+from kdbench.plan.datasets import dataset
 from kdbench.plan.family import require_extra
 from kdbench.results.record import Record
 
@@ -177,8 +178,8 @@ def scale_note(configs: Sequence[RunConfig], given: Sequence[str]) -> str | None
     """Says which scale was taken when the user named none."""
     if any(word.startswith("scale=") for word in given) or not configs:
         return None
-    task = card(configs[0].task)
+    task = card(configs[0].asked)
     others = [scale for scale in task.scales if scale != configs[0].scale]
     more = f"; others: {', '.join(others)}" if others else ""
-    data = " on generated data" if configs[0].scale == "tiny" else ""
+    data = " on generated data" if dataset(configs[0].dataset).generated else ""
     return f"No scale was given: running {task.name} at scale={configs[0].scale}{data}{more}."
