@@ -102,7 +102,7 @@ def graph_case(method: str, batch: int | None, quick: bool, root: Path) -> Conte
 
     def hand() -> Trained:
         module, _ = session.assemble()
-        return graph_by_hand(session, module.student, module.method_modules)
+        return graph_by_hand(session, module.student, module.networks)
 
     return {HAND: hand, ENGINE: engine}
 
@@ -185,7 +185,7 @@ def vector_case(width: int, quick: bool, root: Path) -> Contestants:
         session = VectorSession(config, VectorTask(data, BATCH), root)
         module = VectorModule(student, config.optimizer)
         teacher = FrozenTeacher(network, lambda network, batch: {"logits": network(batch[0])})
-        module.attach(session.method, {"teacher": teacher}, {})
+        module.attach(session.method, {"teacher": teacher})
         return by_engine(session, module, student[0], Path(tempfile.mkdtemp(dir=root)))
 
     contestants: dict[str, Callable[[], Trained]] = {HAND: hand, ENGINE: engine}

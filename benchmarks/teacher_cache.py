@@ -129,7 +129,7 @@ def vectors(steps: int, root: Path) -> dict[str, Callable[[], Trained]]:
         student = copy.deepcopy(first)
         session = VectorSession(config, VectorTask(data, BATCH), root)
         module = VectorModule(student, config.optimizer)
-        module.attach(session.method, {"teacher": teacher}, {})
+        module.attach(session.method, {"teacher": teacher})
         return by_engine(session, module, student[0], Path(tempfile.mkdtemp(dir=root)))
 
     return {LIVE: partial(train, live), CACHE: partial(train, cached)}

@@ -176,7 +176,7 @@ def by_engine(session: Session, module: DistillationModule, first: nn.Module, fo
     start = time.perf_counter()
     session.train(module)
     seconds = time.perf_counter() - start
-    parts = {"student": module.student, "method": module.method_modules}
+    parts = {"student": module.student, "method": module.networks}
     return Trained(list(clock.intervals()), seconds, weights(parts))
 
 

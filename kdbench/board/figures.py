@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,22 +214,26 @@ def _shared(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[
 
 
 def of_record(record: Record) -> list[Drawn]:
-    """Validation scores by epoch, and loss terms by epoch."""
-    epochs = record.curves.get("epoch", [])
+    """Validation scores by epoch, and loss terms by epoch: of the run, then of each of its stages."""
+    stages = {f"Stage {safe.cut(name, 80)}: ": report.curves for name, report in (record.reports or {}).items()}
+    return [one for prefix, curves in {"": record.curves, **stages}.items() for one in _of_curves(curves, prefix)]
+
+
+def _of_curves(curves: Mapping[str, Sequence[float]], prefix: str) -> Iterator[Drawn]:
+    epochs = curves.get("epoch", [])
     step = max(1, -(-len(epochs) // POINTS))
     places = sorted({*range(0, len(epochs), step), len(epochs) - 1}) if epochs else []
-    found = []
-    for title, chosen in _courses(record.curves).items():
+    for course, chosen in _courses(curves).items():
+        title = prefix + course
         lines = [
-            plots.Series(safe.cut(name, 40), str(index), tuple(record.curves[name][place] for place in places))
+            plots.Series(safe.cut(name, 40), str(index), tuple(curves[name][place] for place in places))
             for index, name in enumerate(chosen[:LINES])
         ]
         if lines and len(places) > 1:
             svg = plots.curves([epochs[place] for place in places], lines, title, "epoch", "value")
             more = f" The first {LINES} of {len(chosen)} curves." if len(chosen) > LINES else ""
             thinned = f" Every {step}th epoch." if step > 1 else ""
-            found.append(Drawn(Markup(svg), f"{title}.{more}{thinned}"))
-    return found
+            yield Drawn(Markup(svg), f"{title}.{more}{thinned}")
 
 
 def _courses(curves: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from pydantic import JsonValue
 
 from kdbench.board import figures, pages, safe
-from kdbench.results.record import Record
+from kdbench.results.record import Record, Report, Stage
 from kdbench.results.render import MISSING, count, fixed
 
 MOST = 200
@@ -202,9 +202,19 @@ def _costs(record: Record) -> Facts:
 def _stages(record: Record) -> Facts:
     found = [(s.name, s) for s in record.stages]
     return [
-        (safe.cut(name, 80), s if isinstance(s, str) else f"{_amount(s.seconds, ' s')}{', reused' if s.reused else ''}")
+        (safe.cut(name, 80), s if isinstance(s, str) else _stage(s, (record.reports or {}).get(s.name)))
         for name, s in _first(found)
     ]
+
+
+def _stage(stage: Stage, report: Report | None) -> str:
+    cost = f"{_amount(stage.seconds, ' s')}{', reused' if stage.reused else ''}"
+    values = report.values.items() if report else ()
+    return safe.cut("; ".join([cost, *(f"{name} {_short(value)}" for name, value in values)]), 400)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _provenance(record: Record) -> Facts:

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdbench.engine.seeds import axis
 from kdbench.errors import KdbenchError, StoppedError
@@ -48,17 +48,20 @@ class StepStreams(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Keeps the student's weights of the best validation, in memory and in the checkpoint; the first of equals.
+    """Keeps the weights of the best validation, in memory and in the checkpoint; the first of equals.
+
+    ``weights`` are the student's, ``networks`` those of what is trained beside it where these are ``wanted`` too.
 
     A validation whose score is not finite chooses nothing; if there is no other the fit ends with
     :class:`KdbenchError`. ``last`` keeps the weights of the last validation instead, whatever its score: for tasks
     whose protocol has no labels to choose by.
     """
 
-    def __init__(self, metric: str, mode: str = "max", last: bool = False) -> None:
-        self.metric, self.mode, self.last = metric, mode, last
+    def __init__(self, metric: str, mode: str = "max", last: bool = False, wanted: bool = False) -> None:
+        self.metric, self.mode, self.last, self.wanted = metric, mode, last, wanted
         self.epoch, self.value = -1, float("nan")
         self.weights: dict[str, Tensor] = {}
+        self.networks: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
@@ -74,18 +77,24 @@ class Selection(pl.Callback):
             )
 
     def keep(self, module: pl.LightningModule, epoch: int, value: float) -> None:
-        """Take the student's weights as they are now."""
+        """Take the weights as they are now."""
         self.epoch, self.value = epoch, value
-        state = module.get_submodule("student").state_dict()
-        self.weights = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-        }
+        self.weights = _copied(module.get_submodule("student"))
+        self.networks = _copied(module.get_submodule("networks")) if self.wanted else {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "value": self.value, "weights": self.weights}
+        return {name: getattr(self, name) for name in ("epoch", "value", "weights", "networks")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.value, self.weights = state_dict["epoch"], state_dict["value"], state_dict["weights"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
 
 
 class Curves(pl.Callback):

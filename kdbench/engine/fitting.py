@@ -15,7 +15,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepStreams
 from kdbench.engine.distributed import rank
-from kdbench.engine.method import Method
+from kdbench.engine.objective import Objective
 from kdbench.hashing import remove_unfinished
 from kdbench.plan.options import Trainer
 
@@ -88,7 +88,7 @@ def fit(
 
 def _strategy(options: Trainer, callbacks: Sequence[pl.Callback]) -> str:
     """Lightning's name of the strategy; DDP waits for ever for the gradient of a parameter that a step left out."""
-    if options.processes == 1 or not any(isinstance(one, Method) and one.skips for one in callbacks):
+    if options.processes == 1 or not any(isinstance(one, Objective) and one.skips for one in callbacks):
         return options.strategy
     return f"{options.strategy.replace('auto', 'ddp')}_find_unused_parameters_true"
 

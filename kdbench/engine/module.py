@@ -1,17 +1,18 @@
-"""The one LightningModule under every task family: student, task loss, and the named terms of a method."""
+"""The one LightningModule under every task family: student, task loss, and the named terms of an objective."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from kdbench.engine.distributed import in_all, of_all
-from kdbench.engine.method import Method, Step
+from kdbench.engine.objective import Objective
+from kdbench.engine.step import Step
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import Named, Outputs, Teacher
 from kdbench.errors import KdbenchError, NonFiniteLossError, UnknownNameError, unknown
@@ -21,8 +22,8 @@ from kdbench.plan.options import Optimizer
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-class DistillationModule(pl.LightningModule):
-    """``L = Σ_k w_k · L_k`` over the task's own terms and the method's, each logged as ``train/<name>``.
+class DistillationModule(pl.LightningModule, ABC):
+    """``L = Σ_k w_k · L_k`` over the task's own terms and the objective's, each logged as ``train/<name>``.
 
     A family defines what a batch, an output, the task's loss and its metrics are; everything else is here.
     """
@@ -30,18 +31,25 @@ class DistillationModule(pl.LightningModule):
     def __init__(self, student: nn.Module, optimizer: Optimizer) -> None:
         super().__init__()
         self.student = student
-        self.method_modules = nn.ModuleDict()
+        self.networks = nn.ModuleDict()
+        """What the objective trains beside the student."""
         self.optimizer_options = optimizer
-        self._method: Method | None = None
+        self._objective: Objective | None = None
+        self._frozen: list[nn.Module] = []
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
         self._told: dict[str, list[Any]] = {}
+        self._losses: list[tuple[float, int]] = []
         self.headline: str | None = None
         """The metric that the fit is judged by, which must be defined."""
 
     @abstractmethod
     def forward_batch(self, batch: Any) -> Outputs:
-        """The student's outputs for a batch, rows aligned with the batch."""
+        """The student's outputs for a training batch, rows aligned with the batch."""
+
+    def predict(self, batch: Any) -> Outputs:
+        """The student's outputs for a batch that it is validated, tested or measured on."""
+        return self.forward_batch(batch)
 
     @abstractmethod
     def targets(self, batch: Any) -> Any:
@@ -74,46 +82,65 @@ class DistillationModule(pl.LightningModule):
         """The rows of a tapped feature that belong to the batch (all of them by default)."""
         return feature
 
-    def attach(self, method: Method, teachers: Mapping[str, Teacher], modules: Mapping[str, nn.Module]) -> None:
-        """Give the module its method, its teachers (held, not registered) and the networks that are trained with it."""
-        self._method, self._teachers = method, Named("teacher", teachers)
-        self._taps = Taps(self.student, method.taps(self.student))
-        self.method_modules.update(modules)
+    @property
+    def objective(self) -> Objective:
+        """What the module is trained for."""
+        assert self._objective is not None, "attach() comes first"
+        return self._objective
 
-    def observe(self, batch: Any) -> tuple[Outputs, Outputs]:
-        """The student's outputs and tapped features for a batch."""
+    def attach(self, objective: Objective, teachers: Mapping[str, Teacher]) -> None:
+        """Give the module what it is trained for, and its teachers (held, not registered)."""
+        self._objective, self._teachers = objective, Named("teacher", teachers)
+        self._taps = Taps(self.student, objective.taps(self.student))
+
+    def hold(self, parts: Iterable[nn.Module]) -> None:
+        """Keep parts of the student in eval mode and without gradients."""
+        self._frozen = [part.eval().requires_grad_(False) for part in parts]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def observe(self, batch: Any, forward: Callable[[Any], Outputs]) -> tuple[Outputs, Outputs]:
+        """The student's outputs, as ``forward`` gives them, and its tapped features for a batch."""
         assert self._taps is not None, "attach() comes first"
         with self._taps as taps:
-            output = self.forward_batch(batch)
+            output = forward(batch)
             return output, {alias: self.rows(value, batch) for alias, value in taps.read().items()}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        assert self._method is not None, "attach() comes first"
-        output, features = self.observe(batch)
+        total, terms, logs, targets = self._loss(batch)
+        self._check_finite(total, terms)
+        self._tell({"loss": total, **terms, **logs}, targets)
+        return total
+
+    def _loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor | float], Any]:
+        """The loss of a batch, its terms, what else is logged, and the batch's labels."""
+        objective = self.objective
+        batch = objective.inputs(batch, self._teachers, self.student)
+        output, features = self.observe(batch, self.forward_batch)
         targets = self.targets(batch)
         named = Named("student output", output), Named("tapped student feature", features)
-        step = Step(batch, targets, *named, self._teachers, self.current_epoch, self)
+        epochs = self.trainer.max_epochs or 1
+        step = Step(batch, targets, *named, self._teachers, self.current_epoch, epochs, self.student)
         try:
-            own, added = self.task_terms(output, targets), self._method.loss_terms(step)
-            weights = self._method.weights(step)
+            own = self.task_terms(output, targets) if objective.supervised else {}
+            added, weights = objective.loss_terms(step), objective.weights(step)
         except UnknownNameError as error:
-            raise KdbenchError(f"Method '{self._method.name}': {error}") from error
+            raise KdbenchError(f"Method '{objective.name}': {error}") from error
         if both := own.keys() & added.keys():
-            raise KdbenchError(f"Method '{self._method.name}' names a loss term '{min(both)}', which the task has too.")
+            raise KdbenchError(f"Method '{objective.name}' names a loss term '{min(both)}', which the task has too.")
         terms = {**own, **added}
-        total = self._total(terms, weights)
-        self._check_finite(total, terms)
-        self._tell(
-            {"loss": total, **terms, **{f"weight of {name}": w for name, w in weights.items()}, **step.told}, targets
-        )
-        return total
+        logs = {**{f"weight of {name}": w for name, w in weights.items()}, **step.logs}
+        return self._total(terms, weights), terms, logs, targets
 
     def _total(self, terms: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> Tensor:
         """The weighted sum of the terms; :class:`KdbenchError` names the method and the term at fault."""
-        assert self._method is not None
         if not weights.keys() <= terms.keys():
             wrong = next(name for name in weights if name not in terms)
-            raise KdbenchError(f"Method '{self._method.name}', weights: {unknown('loss term', wrong, terms)}")
+            raise KdbenchError(f"Method '{self.objective.name}', weights: {unknown('loss term', wrong, terms)}")
         try:
             each = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()])
         except (RuntimeError, TypeError) as error:
@@ -124,13 +151,12 @@ class DistillationModule(pl.LightningModule):
 
     def _misshapen(self, terms: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> KdbenchError | None:
         """The error for terms or weights that are no scalars, or no terms at all; None if they are as is due."""
-        assert self._method is not None
         if not terms:
-            return KdbenchError(f"Method '{self._method.name}': neither it nor the task names a loss term.")
+            return KdbenchError(f"Method '{self.objective.name}': neither it nor the task names a loss term.")
         found = [("the loss term", name, term) for name, term in terms.items()]
         found += [("the weight of", name, w) for name, w in weights.items() if not isinstance(w, int | float)]
         faults = [f"{what} '{name}' is {_shape(value)}" for what, name, value in found if not _is_scalar(value)]
-        told = f"Method '{self._method.name}': {', '.join(faults)}; a scalar tensor is due."
+        told = f"Method '{self.objective.name}': {', '.join(faults)}; a scalar tensor is due."
         return KdbenchError(told) if faults else None
 
     def _check_finite(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
@@ -167,7 +193,7 @@ class DistillationModule(pl.LightningModule):
 
         :class:`KdbenchError` names the first row with a NaN or infinite output: it would be scored as some class.
         """
-        output = self.forward_batch(batch)
+        output = self.predict(batch)
         for name, value in output.items():
             row = _first_bad_row(value)
             if row is not None:
@@ -178,16 +204,36 @@ class DistillationModule(pl.LightningModule):
         self.evaluate(split, output, self.targets(batch))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.judge("val", batch, batch_idx)
+        if self.objective.judged_by == "metrics":
+            return self.judge("val", batch, batch_idx)
+        total, _, _, targets = self._loss(batch)
+        self._losses.append((float(total), len(targets)))
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.scores("val").items()})
+        if self.objective.judged_by == "metrics":
+            values = self.scores("val")
+        else:
+            losses, self._losses = self._losses, []
+            values = {"loss": sum(loss * size for loss, size in losses) / sum(size for _, size in losses)}
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The objective's parameter groups, which must hold all that is trained once."""
+        trained = {name: value for name, value in self.named_parameters() if value.requires_grad}
+        groups = [{**group, "params": list(group["params"])} for group in self.objective.parameter_groups(trained)]
+        held = [id(parameter) for group in groups for parameter in group["params"]]
+        if missing := [name for name, value in trained.items() if held.count(id(value)) != 1]:
+            raise KdbenchError(
+                f"Method '{self.objective.name}': its parameter groups must hold each trained parameter once; "
+                f"'{missing[0]}' is not."
+            )
+        return groups
 
     def configure_optimizers(self) -> Any:
         options = self.optimizer_options
         more = {"momentum": options.momentum} if options.name == "sgd" else {}
         optimizer = OPTIMIZERS[options.name](
-            self.parameters(), lr=options.lr, weight_decay=options.weight_decay, **more
+            self._parameter_groups(), lr=options.lr, weight_decay=options.weight_decay, **more
         )
         if options.schedule == "constant":
             return optimizer

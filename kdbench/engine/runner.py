@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,14 +18,14 @@ from safetensors.torch import save
 
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
+from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
-from kdbench.engine.fitting import fit
-from kdbench.engine.method import Method, Shapes
+from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
-from kdbench.engine.teachers import EMATeacher, Teacher
+from kdbench.engine.teachers import Teacher
 from kdbench.errors import NonFiniteLossError, UsageError
 from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.plan.catalog import imported, kind_module, method
@@ -179,8 +180,14 @@ def _forget(folder: Path) -> None:
                 place.rmdir()
 
 
-def _told(value: float) -> float | str:
-    return value if value == value and abs(value) != float("inf") else str(value)
+def _told(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _report(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage reported, as a record holds it."""
+    values = {name: _told(value) for name, value in info.items() if name != "curves"}
+    return {"values": values, "curves": info.get("curves", {})}
 
 
 @contextmanager
@@ -294,33 +301,19 @@ class Session:
         seed = self.config.seed
         with seeded(axis(seed, "student")):
             student = self.method.student(self.task)
-        module = self.task.module(student)
-        teachers = dict(self.method.teachers(self.task))
-        module.attach(self.method, teachers, {})
-        batch = self.task.example()
-        module.eval()
-        with torch.no_grad():
-            _, features = module.observe(batch)
-            still = [teacher for teacher in teachers.values() if not isinstance(teacher, EMATeacher)]
-            outputs = {name: value for teacher in still for name, value in teacher(batch).items()}
-        module.train()
-        shapes = [{name: tuple(value.shape[1:]) for name, value in group.items()} for group in (features, outputs)]
-        with seeded(axis(seed, "method")):
-            module.method_modules.update(self.method.modules(Shapes(*shapes)))
+        module, teachers = self.task.module(student), dict(self.method.teachers(self.task))
+        assemble(module, self.method, teachers, self.task.example(), seed)
         return module, teachers
 
     def train(self, module: DistillationModule) -> tuple[Selection, Curves]:
         """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
-        config, metric = self.config, self.config.metric
+        config, selection = self.config, self.task.selection()
         epochs = self.method.epochs(config.trainer.max_epochs)
-        module.headline, selection, curves = metric, self.task.selection(), Curves()
-        if not epochs:
-            selection.keep(module, 0, float("nan"))
-            return selection, curves
-        progress = Progress(self.reporter.epoch, metric)
-        callbacks = [self.method, selection, curves, progress, *self.method.companions()]
-        data = self.method.data(self.task)
-        self.device = fit(module, data, config.trainer, epochs, config.seed, self.folder, callbacks)
+        data = self.method.data(self.task) if epochs else self.task.data()
+        progress = Progress(self.reporter.epoch, config.metric)
+        curves, self.device = distil(
+            module, data, selection, config.trainer, epochs, config.seed, self.folder, [progress]
+        )
         return selection, curves
 
     @torch.no_grad()
@@ -337,6 +330,7 @@ class Session:
             "data": {**{name: getattr(facts, name) for name in told}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
+            "reports": {stage.name: _report(stage.info) for stage in stages},
         }
 
     def teacher_facts(self, teachers: dict[str, Teacher], module: DistillationModule) -> dict[str, Any] | None:
@@ -350,7 +344,7 @@ class Session:
     def costs(self, module: DistillationModule) -> dict[str, Any]:
         """Costs of the deployed student and of what was trained with it."""
         batch = module.transfer_batch_to_device(self.task.example(), module.device, 0)
-        forward = partial(module.forward_batch, batch)
+        forward = partial(module.predict, batch)
         return {
             "parameters": costs.parameters(module.student),
             "trained_parameters": costs.parameters(module),

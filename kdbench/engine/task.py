@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
-from kdbench.engine.fitting import fit
-from kdbench.engine.method import Method
+from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.module import DistillationModule
+from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
-from kdbench.plan.config import RunConfig
+from kdbench.plan.config import DataT, RunConfig, StudentT, TeacherT
 from kdbench.plan.metrics import named
-from kdbench.plan.options import UNCHANGING
+from kdbench.plan.options import UNCHANGING, Optimizer
 from kdbench.plan.provenance import closure_digest
 
 
@@ -45,8 +45,11 @@ class DataFacts:
     """int ``[rows]``: the split that each row belongs to."""
 
 
-class Task(ABC):
-    """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind."""
+class Task(ABC, Generic[DataT, StudentT, TeacherT]):
+    """One task for one run: builds data, student, LightningModule and teacher. A family subclasses it for each kind.
+
+    It is typed by the kind's option dataclasses, which are ``config.data``, ``config.student`` and ``config.teacher``.
+    """
 
     chunk: int | None = None
     """Rows per teacher call while the cache is written; None for all at once."""
@@ -56,7 +59,7 @@ class Task(ABC):
     selects: ClassVar[Literal["best", "last"]] = "best"
     """Which weights are deployed: of the best validation, or where no label may choose, of the last."""
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[DataT, StudentT, TeacherT], store: StageStore) -> None:
         self.config, self.store = config, store
 
     @property
@@ -127,8 +130,9 @@ class Task(ABC):
     def teacher(self) -> Teacher:
         """The task's teacher as the run wants it: live, cached, or replaced by a control."""
         control, seed = self.config.control, self.config.seed
+        options: Any = self.config.teacher
         if not self.cacheable:
-            if self.config.teacher.cache or control != "none":
+            if options.cache or control != "none":
                 raise UsageError(
                     f"{self.config.task} draws a random view of each example at every step: its teacher cannot be "
                     "cached or replaced by rows of a cache. Leave out teacher.cache and control."
@@ -138,7 +142,7 @@ class Task(ABC):
             return RandomTeacher(self.cache, self.rows_of, seed)
         if control == "shuffled_teacher":
             return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher, shuffled(self.facts.groups, seed))
-        if self.config.teacher.cache:
+        if options.cache:
             return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
         return self.live_teacher()
 
@@ -156,9 +160,12 @@ class Task(ABC):
 
     def selection(self) -> Selection:
         """Keeps the weights that are deployed: the best or the last by the card's metric."""
+        return self._selection(self.config.metric, self.selects == "last")
+
+    def _selection(self, metric: str, last: bool, networks: bool = False) -> Selection:
         config = self.config
-        mode = named(config.family, config.kind, config.metric).mode
-        return Selection(config.metric, mode, last=self.selects == "last")
+        mode = "min" if metric == "loss" else named(config.family, config.kind, metric).mode
+        return Selection(metric, mode, last, networks)
 
     def supervised(
         self,
@@ -169,27 +176,62 @@ class Task(ABC):
         seed: int,
         data: pl.LightningDataModule | None = None,
     ) -> Stage:
-        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
+        return self.distilled(name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data())
 
-        It leaves ``weights.safetensors``, and reports the epoch and the validation score that chose them. ``inputs``
-        says what the network and the data are.
+    def distilled(
+        self,
+        name: str,
+        student: Callable[[], nn.Module],
+        objective: Callable[[], Objective],
+        inputs: Mapping[str, Any],
+        epochs: int,
+        seed: int,
+        *,
+        teachers: Callable[[], Mapping[str, Teacher]] = dict,
+        data: Callable[[], pl.LightningDataModule] | None = None,
+        example: Callable[[], Any] | None = None,
+        module: Callable[[nn.Module], DistillationModule] | None = None,
+        optimizer: Optimizer | None = None,
+        last: bool | None = None,
+        needs: tuple[str, ...] = (),
+    ) -> Stage:
+        """A stage that is a whole distillation: ``objective`` trains ``student``, as a method trains the student.
+
+        It leaves the chosen weights of the student in ``weights.safetensors`` and of the objective's networks in
+        ``networks.safetensors``, and reports curves, seconds, and the epoch and the value that chose them. They are
+        chosen by the card's metric, or the loss where the objective is judged by it; with ``last`` they are those of
+        the last epoch. A killed one goes on from its checkpoint. ``inputs`` says what student, objective, teachers and
+        data are made of; the modules that the given functions are written in count as its code.
+
+        Where they are not the task's own: ``data``, an ``example`` batch of it, the ``module`` around the student, and
+        the ``optimizer``.
         """
-        config, options = self.config, self.config.trainer.in_one_process()
+        optimizer = optimizer or self.config.optimizer
+        options, last = self.config.trainer.in_one_process(), self.selects == "last" if last is None else last
+        every = min(options.check_val_every_n_epoch, epochs)
+        options = replace(options, check_val_every_n_epoch=every if not last or epochs % every == 0 else 1)
 
         def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
             with seeded(axis(seed, "student")):
-                module = self.module(network())
-            module.attach(Method(None), {}, {})
-            module.headline, selection = config.metric, self.selection()
-            fit(module, data or self.data(), options, epochs, seed, folder, [selection])
+                around = (module or self.module)(student())
+            around.optimizer_options, wanted = optimizer, objective()
+            selection = self._selection("loss" if wanted.judged_by == "loss" else self.config.metric, last, True)
+            assemble(around, wanted, teachers(), (example or self.example)(), seed)
+            curves, _ = distil(around, (data or self.data)(), selection, options, epochs, seed, folder)
             save_file(selection.weights, folder / "weights.safetensors")
+            if selection.networks:
+                save_file(selection.networks, folder / "networks.safetensors")
             (folder / "last.ckpt").unlink(missing_ok=True)
-            return {"epoch": selection.epoch, f"val/{config.metric}": selection.value}
+            report = {"epoch": selection.epoch, f"val/{selection.metric}": selection.value}
+            return {**report, "train_seconds": curves.seconds, "curves": curves.values}
 
         trainer = {k: v for k, v in asdict(options).items() if k not in ("max_epochs", *UNCHANGING)}
-        told = {**inputs, "optimizer": asdict(config.optimizer), "trainer": trainer, "epochs": epochs, "seed": seed}
-        told |= {"metric": config.metric, "mode": self.selection().mode}
-        return Stage(name, told, run, (type(self).__module__,))
+        made_of = {**inputs, "optimizer": asdict(optimizer), "trainer": trainer, "epochs": epochs}
+        made_of |= {"seed": seed, "metric": self.config.metric, "mode": self.selection().mode, "last": last}
+        functions = (student, objective, teachers, data, example, module)
+        code = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
+        return Stage(name, made_of, run, tuple(sorted(code)), needs)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

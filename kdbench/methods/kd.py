@@ -18,8 +18,9 @@ from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from kdbench.engine.losses import distillation_kl
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
 from kdbench.engine.schedules import linear_ramp
+from kdbench.engine.step import Step
 
 
 @dataclass(frozen=True)

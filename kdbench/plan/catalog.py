@@ -231,6 +231,11 @@ def folder_of(package: str, who: str = "kdbench") -> Path:
     return Path(next(iter(places)))
 
 
+def _name(base: ast.expr) -> str:
+    """Name of a base class, without its module and its type arguments."""
+    return ast.unparse(base).partition("[")[0].split(".")[-1]
+
+
 def read_method(path: Path, family: str | None, module: str, kind: str | None = None) -> MethodInfo | None:
     """Read a method file; None when it defines no subclass of ``Method``. Errors name the file and the line.
 
@@ -243,7 +248,7 @@ def read_method(path: Path, family: str | None, module: str, kind: str | None = 
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise CardError(f"{path}:1: it cannot be read: {in_words(error)}.") from None
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    own = [node for node in classes if any(ast.unparse(base).split(".")[-1] == "Method" for base in node.bases)]
+    own = [node for node in classes if any(_name(base) == "Method" for base in node.bases)]
     if not own:
         return None
     if len(own) > 1:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Generic, Protocol
 
 from annotated_types import Ge
+from typing_extensions import TypeVar
 
 from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
@@ -26,9 +27,13 @@ CONTROLS = ("none", "shuffled_teacher", "random_teacher")
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
 TOP = ("task", "method", "scale", "control", "seed")
 
+DataT = TypeVar("DataT", default=Any)
+StudentT = TypeVar("StudentT", default=Any)
+TeacherT = TypeVar("TeacherT", default=Any)
+
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Generic[DataT, StudentT, TeacherT]):
     """One run, fully resolved. ``data``, ``student`` and ``teacher`` are option dataclasses of the task's kind."""
 
     task: str
@@ -41,9 +46,9 @@ class RunConfig:
     hyperparameters: Any
     control: str
     seed: int
-    data: Any
-    student: Any
-    teacher: Any
+    data: DataT
+    student: StudentT
+    teacher: TeacherT
     optimizer: Optimizer
     trainer: Trainer
     card: str = field(default="", compare=False)

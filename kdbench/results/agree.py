@@ -167,4 +167,4 @@ def slim(record: Record) -> Record:
         "confusion": None if record.confusion is None else [[sum(row)] for row in record.confusion],
         "versions": {"torch": record.versions["torch"]} if "torch" in record.versions else {},
     }
-    return record.model_copy(update={"config": config, "notes": [], "stages": [], **less})
+    return record.model_copy(update={"config": config, "notes": [], "stages": [], "reports": None, **less})

@@ -140,6 +140,13 @@ def _course_faults(record: Content) -> Iterator[Fault]:
             yield ("curves", name), f"has {len(values)} values, but curves.epoch has {len(epochs)}"
     if epochs and record.selection and record.selection.epoch not in epochs:
         yield ("selection", "epoch"), f"{record.selection.epoch} is not in curves.epoch"
+    for stage, report in (record.reports or {}).items():
+        if stage not in {one.name for one in record.stages}:
+            yield ("reports", stage), "is no stage of this run"
+        steps = report.curves.get("epoch", [])
+        for name, values in report.curves.items():
+            if len(values) != len(steps):
+                yield ("reports", stage, "curves", name), f"has {len(values)} values, but 'epoch' has {len(steps)}"
 
 
 def _curve_faults(record: Content) -> Iterator[Fault]:

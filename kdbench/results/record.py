@@ -33,8 +33,8 @@ from kdbench.plan.options import identity
 from kdbench.results import checks
 from kdbench.results.checks import Fault, Loc
 
-SCHEMA_VERSION = 2
-ADDED = {"code": 2}
+SCHEMA_VERSION = 3
+ADDED = {"code": 2, "reports": 3}
 """Fields that older schemas lack, with the version that brought them."""
 CONFIG_KEYS = ("task", "scale", "method", "control", "seed", "data", "student", "teacher", "optimizer", "trainer")
 ARM_KEYS = frozenset({"method", "control", "seed", "teacher"})
@@ -200,6 +200,13 @@ class Stage(_Part):
     reused: bool = Field(description="whether a finished stage was taken over")
 
 
+class Report(_Part):
+    """What a stage said of itself."""
+
+    values: Config = Field(description="what it reported, by name; numbers that are not finite as text")
+    curves: dict[str, list[float]] = Field(description="values by epoch, all as long as the curve 'epoch'")
+
+
 class Selection(_Part):
     """Which epoch's weights were kept, chosen on validation data only."""
 
@@ -253,6 +260,9 @@ class Content(_Part):
     data: Data | None = Field(description="data and split")
     teacher: Teacher | None = Field(description="teacher; null exactly when config.teacher is")
     stages: list[Stage] = Field(description="stages in order")
+    reports: dict[str, Report] | None = Field(
+        default=None, description="what each stage reported, by its name; null where it is not known (schema 1, 2)"
+    )
     seeds: dict[str, int] = Field(description="seed of each named axis, drawn from seed")
     selection: Selection | None = Field(description="model selection")
     metrics: Metrics | None = Field(description="scores of the selected weights")

@@ -15,7 +15,8 @@ from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.classification import Classification, RowLoaders
 from kdbench.engine.fitting import fit
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, EMATeacher, FrozenTeacher, RandomTeacher, Teacher
 from kdbench.errors import KdbenchError, NonFiniteLossError
 from kdbench.plan.options import Optimizer, Trainer
@@ -65,7 +66,7 @@ def train(folder: Path, method: Method, module: Points | None = None, *callbacks
     module = module or Points()
     network = nn.Linear(4, 3)
     teacher = FrozenTeacher(network, lambda network, batch: {"logits": network(X[batch]), "hop1": X[batch]})
-    module.attach(method, {"teacher": teacher}, {})
+    module.attach(method, {"teacher": teacher})
     data = RowLoaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5)
     options = Trainer(accelerator="cpu", checkpoint_every_n_epochs=100)
     fit(module, data, options, epochs, 0, folder, [method, *callbacks])

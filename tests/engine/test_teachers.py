@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdbench.engine.cache import CacheKey, TeacherCache
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import CachedTeacher, EMATeacher, FrozenTeacher, RandomTeacher, shuffled, weights_digest
 
 
@@ -162,7 +162,7 @@ def test_two_moving_averages_of_one_student_survive_a_resume(tmp_path: Path) -> 
 def test_a_step_serves_several_teachers(network: nn.Module) -> None:
     teachers = {"a": FrozenTeacher(network, outputs), "b": FrozenTeacher(nn.Linear(4, 3), outputs)}
     batch = torch.randn(8, 4)
-    step = Step(batch, torch.zeros(8), {}, {}, teachers, 0, Learner())
+    step = Step(batch, torch.zeros(8), {}, {}, teachers, 0, 1, Learner())
     assert step.teachers["b"](batch)["logits"].shape == (8, 3)
     with pytest.raises(ValueError, match="too many values"):
         _ = step.teacher

@@ -52,7 +52,7 @@ class Told(Method):
         loss = step.teacher["logits"].sub(step.output["logits"]).square().mean()
         if self.options in step.batch:  # a row that only one of two processes meets
             loss = loss * torch.nan
-        step.told["rows"] = step.batch.float().mean()
+        step.logs["rows"] = step.batch.float().mean()
         return {"kd": loss}
 
 
@@ -61,7 +61,7 @@ def trained(case, rows, accumulate=1, norm=False, spoiled=-1):
                       accumulate_grad_batches=accumulate)
     method, module, curves = Told(spoiled), Points(norm), Curves()
     teacher = EMATeacher(0.5, lambda network, batch: {"logits": network(X[batch])}, every=2)
-    module.attach(method, {"teacher": teacher}, {})
+    module.attach(method, {"teacher": teacher})
     data = RowLoaders(lambda split: torch.arange(rows), 12 // processes, seed=0)
     try:
         fit(module, data, options, 3, 0, folder / case, [method, teacher, Selection("accuracy"), curves])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.methods.kd import KD, Hyperparameters
 
 RNG = np.random.default_rng(5)
@@ -23,7 +23,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 def a_step(logits: torch.Tensor, epoch: int = 0) -> Step:
     teachers = {"teacher": lambda batch: {"logits": torch.from_numpy(TEACHER)}}
     targets = torch.from_numpy(LABELS)
-    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, nn.Module())  # type: ignore[arg-type]
+    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, 100, nn.Module())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("alpha", "temperature"), [(0.5, 4.0), (0.9, 1.0), (1.0, 0.5), (0.0, 2.0)])

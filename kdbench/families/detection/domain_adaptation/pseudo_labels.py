@@ -14,13 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.method import Step
 from kdbench.engine.module import DistillationModule
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import EMATeacher, Outputs
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation import views
 from kdbench.families.detection.domain_adaptation.networks import Truth
-from kdbench.families.detection.domain_adaptation.options import MeanTeacher
 from kdbench.families.detection.domain_adaptation.task import AdaptationTask, forward
 
 Empty = Literal["skip", "background"]
@@ -57,7 +56,7 @@ class SelfTraining(pl.Callback):
 
     def mean_teacher(self, task: AdaptationTask) -> EMATeacher:
         """The teacher, made from the task's options; it is deployed."""
-        options: MeanTeacher = task.config.teacher
+        options = task.config.teacher
         self._teacher = EMATeacher(options.keep, forward, options.every or task.steps(), deploy=True)
         return self._teacher
 
@@ -68,7 +67,7 @@ class SelfTraining(pl.Callback):
 
     def lesson(self, step: Step) -> Lesson:
         """The student's losses of one step; their names and what is told are the same at every step."""
-        batch, student = step.batch, step.module.get_submodule("student")
+        batch, student = step.batch, step.student
         confident = high_confidence(step.teacher, self.threshold)
         images = views.strong(batch.images, batch.sizes)
         maps = student.extract_feat(models.normalised(images, batch.sizes))  # type: ignore[operator]
@@ -77,8 +76,8 @@ class SelfTraining(pl.Callback):
         self._learned |= len(rows) > 0
         terms = self._losses(student, maps, models.samples(images, batch.sizes), confident, rows)
         count = len(confident)
-        step.told["confident labels"] = torch.tensor(sum(len(one.boxes) for one in confident) / count)
-        step.told["images without label"] = torch.tensor(1 - len(filled) / count)
+        step.logs["confident labels"] = torch.tensor(sum(len(one.boxes) for one in confident) / count)
+        step.logs["images without label"] = torch.tensor(1 - len(filled) / count)
         return Lesson(maps, confident, terms)
 
     @staticmethod

@@ -21,7 +21,7 @@ from kdbench.families.detection.domain_adaptation import domains, views
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, Loaders, collate
 from kdbench.families.detection.domain_adaptation.networks import Truth
-from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector
+from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector, MeanTeacher
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
@@ -31,7 +31,7 @@ SOURCE = "source-detector"
 
 
 class AdaptiveDetection(DistillationModule):
-    """Detection losses where a batch has boxes, none where it has not; in eval, detections.
+    """Detection losses where a batch has boxes, none where it has not; detections where it is evaluated.
 
     ``flips`` chooses the source domain's view of labelled images instead of the strong one.
     """
@@ -41,9 +41,10 @@ class AdaptiveDetection(DistillationModule):
         self.classes, self.flips = tuple(classes), flips
         self.metrics = nn.ModuleDict({"val_": _precision(), "test_": _precision()})
 
+    def predict(self, batch: Batch) -> Outputs:
+        return models.predict(self.student, batch.images, batch.sizes)
+
     def forward_batch(self, batch: Batch) -> Outputs:
-        if not self.training:
-            return models.predict(self.student, batch.images, batch.sizes)
         if not isinstance(batch, LabelledBatch):
             return {}
         if self.flips:
@@ -108,17 +109,14 @@ def batch_losses(network: Any, images: Tensor, sizes: Tensor, truth: Sequence[Tr
     return models.losses(network, maps, models.samples(images, sizes), truth)
 
 
-class AdaptationTask(Task):
+class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
     """Source-free adaptation for the engine. No method is given labels of target training images, but the oracle."""
 
     cacheable = False
     selects: ClassVar[Literal["best", "last"]] = "last"
-    data_options: AdaptationData
-    student_options: Detector
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.data_options, self.student_options = config.data, config.student
         self.domains: Domains = domains.load(config.dataset, config.data)
 
     @cached_property
@@ -132,20 +130,20 @@ class AdaptationTask(Task):
     def data(self) -> Loaders:
         told = self.domains
         return Loaders(
-            told.target_train, told.target_val, told.target_test, self.data_options.batch_size, self.config.seed
+            told.target_train, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed
         )
 
     def labelled(self) -> Loaders:
         """The same loaders with the target's training labels: for the oracle alone."""
-        told, labelled = self.domains, domains.hidden(self.config.dataset, self.data_options)
-        return Loaders(labelled, told.target_val, told.target_test, self.data_options.batch_size, self.config.seed)
+        told, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
+        return Loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
 
     def foundation(self) -> Sequence[Stage]:
         return [SourceTask(self.config, self.store).stage()]
 
     def network(self) -> nn.Module:
         """A freshly initialised detector."""
-        return models.build(self.student_options, len(self.domains.classes))
+        return models.build(self.config.student, len(self.domains.classes))
 
     def student(self) -> nn.Module:
         """The detector of the source domain."""
@@ -158,7 +156,7 @@ class AdaptationTask(Task):
 
     def example(self) -> Batch:
         return collate(
-            self.domains.target_train, range(min(self.data_options.batch_size, len(self.domains.target_train)))
+            self.domains.target_train, range(min(self.config.data.batch_size, len(self.domains.target_train)))
         )
 
     def batch_of(self, rows: Tensor) -> Batch:
@@ -171,7 +169,7 @@ class AdaptationTask(Task):
         """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""
         trainer = self.config.trainer
         rows = math.ceil(len(self.domains.target_train) / trainer.processes)
-        return math.ceil(math.ceil(rows / self.data_options.batch_size) / trainer.accumulate_grad_batches)
+        return math.ceil(math.ceil(rows / self.config.data.batch_size) / trainer.accumulate_grad_batches)
 
     def stages(self) -> Sequence[Stage]:
         return ()
@@ -194,8 +192,8 @@ class SourceTask(AdaptationTask):
 
     selects: ClassVar[Literal["best", "last"]] = "best"
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
-        own: Detector = config.student
+    def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
+        own = config.student
         optimizer = Optimizer(own.source_optimizer, own.source_lr, weight_decay=1e-4, schedule="cosine")
         trainer = replace(
             config.trainer,
@@ -206,7 +204,7 @@ class SourceTask(AdaptationTask):
 
     def data(self) -> Loaders:
         told = self.domains
-        return Loaders(told.source_train, told.source_val, None, self.data_options.source_batch_size, self.config.seed)
+        return Loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
 
     def module(self, student: nn.Module) -> AdaptiveDetection:
         return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)
@@ -215,10 +213,10 @@ class SourceTask(AdaptationTask):
         """The stage that every arm of a seed begins with."""
         inputs = {
             "data": self.domains.sha256,
-            "views": {**plain(self.data_options), "batch_size": None},
-            "detector": plain(self.student_options),
+            "views": {**plain(self.config.data), "batch_size": None},
+            "detector": plain(self.config.student),
         }
-        epochs = self.student_options.source_epochs
+        epochs = self.config.student.source_epochs
         return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed)
 
 

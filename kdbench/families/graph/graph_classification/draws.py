@@ -60,7 +60,7 @@ class SmallLoaders(GraphLoaders):
         steps: Literal["data", "set"],
         batch: int | None,
     ) -> None:
-        super().__init__(task.graphs, task.data_options.batch_size, task.config.seed)
+        super().__init__(task.graphs, task.config.data.batch_size, task.config.seed)
         self.small, self.weights, self.steps = small, weights, steps
         self.small_batch = batch or min(self.batch_size, len(small))
 
@@ -74,6 +74,6 @@ class SmallLoaders(GraphLoaders):
         return loader(self.small, torch.arange(len(self.small)), self.small_batch, sampler)
 
 
-def told(small: Graphs) -> dict[str, Tensor]:
+def size_of(small: Graphs) -> dict[str, Tensor]:
     """The size of a training set for the log: ``bytes`` of its tensors, number of ``graphs``."""
     return {"bytes": torch.tensor(float(small.bytes)), "graphs": torch.tensor(float(len(small)))}

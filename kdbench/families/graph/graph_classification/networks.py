@@ -60,8 +60,8 @@ class GIN(nn.Module):
 
 
 def messages(x: Tensor, source: Tensor, embedded: Tensor | None) -> Tensor:
-    """``relu(x_u + e_uv)`` for each edge, or ``x_u`` without edge labels: ``[e, width]``."""
-    return x[source] if embedded is None else (x[source] + embedded).relu()
+    """``relu(x_u + e_uv)`` for each edge, or ``x_u`` without edge labels: ``[e, width]``, of the type of ``x``."""
+    return x[source] if embedded is None else (x[source] + embedded).relu().to(x.dtype)
 
 
 class GAT(nn.Module):

@@ -132,32 +132,14 @@ def _collate(graphs: Graphs, ids: Sequence[Tensor]) -> Batch:
     return graphs.batch(torch.stack(list(ids)))
 
 
-class GraphTask(Task):
+class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
     """Graph classification for the engine."""
 
     chunk = EVALUATED
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[GraphData, GraphStudent, GraphTeacher], store: StageStore) -> None:
         super().__init__(config, store)
         self.graphs = load(config.dataset, config.data)
-
-    @property
-    def data_options(self) -> GraphData:
-        """Options of the data."""
-        options: GraphData = self.config.data
-        return options
-
-    @property
-    def student_options(self) -> GraphStudent:
-        """Options of the student."""
-        options: GraphStudent = self.config.student
-        return options
-
-    @property
-    def teacher_options(self) -> GraphTeacher:
-        """Options of the run's teacher."""
-        options: GraphTeacher = self.config.teacher
-        return options
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -169,20 +151,20 @@ class GraphTask(Task):
         )
 
     def data(self) -> GraphLoaders:
-        return GraphLoaders(self.graphs, self.data_options.batch_size, self.config.seed)
+        return GraphLoaders(self.graphs, self.config.data.batch_size, self.config.seed)
 
     def network(self, options: GraphStudent | GraphTeacher) -> GraphNet:
         """A freshly initialised network for this data."""
         return GraphNet(self.graphs.node_values, self.graphs.edge_values, self.graphs.classes, options)
 
     def student(self) -> GraphNet:
-        return self.network(self.student_options)
+        return self.network(self.config.student)
 
     def module(self, student: nn.Module) -> GraphClassification:
         return GraphClassification(student, self.config)
 
     def example(self) -> Batch:
-        return self.batch_of(self.graphs.ids("train")[: self.data_options.batch_size])
+        return self.batch_of(self.graphs.ids("train")[: self.config.data.batch_size])
 
     def batch_of(self, rows: Tensor) -> Batch:
         return self.graphs.graphs.batch(rows)
@@ -192,9 +174,9 @@ class GraphTask(Task):
         return rows
 
     def stages(self) -> Sequence[Stage]:
-        options, data = self.teacher_options, self.graphs
+        options, data = self.config.teacher, self.graphs
         told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool")}
-        inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.data_options.batch_size}
+        inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
         return [
             self.supervised(
                 "teacher",
@@ -202,13 +184,13 @@ class GraphTask(Task):
                 inputs,
                 options.epochs,
                 options.seed,
-                GraphLoaders(data, self.data_options.batch_size, options.seed),
+                GraphLoaders(data, self.config.data.batch_size, options.seed),
             )
         ]
 
     def live_teacher(self) -> FrozenTeacher:
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
-        network = self.network(self.teacher_options)
+        network = self.network(self.config.teacher)
         network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
 
         def forward(network: nn.Module, batch: Batch) -> Outputs:
@@ -217,7 +199,7 @@ class GraphTask(Task):
         return FrozenTeacher(network.double(), forward)
 
     def teacher_facts(self) -> dict[str, Any]:
-        options, metrics, predictions = self.teacher_options, {}, None
+        options, metrics, predictions = self.config.teacher, {}, None
         for split in ("val", "test"):
             ids = self.graphs.ids(split)
             logits = self.cache.read(ids)["logits"]

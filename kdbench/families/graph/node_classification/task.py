@@ -50,16 +50,13 @@ class NodeClassification(Classification):
         return self.on_device()[2][batch]
 
 
-class NodeTask(Task):
+class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     """Node classification for the engine."""
 
     chunk = ROWS
-    data_options: NodeData
-    student_options: NodeStudent
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[NodeData, NodeStudent, NodeTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.data_options, self.student_options = config.data, config.student
         self.graph = load(config.dataset, config.data, config.seed)
 
     @cached_property
@@ -71,16 +68,16 @@ class NodeTask(Task):
         )
 
     def data(self) -> RowLoaders:
-        return RowLoaders(self.graph.ids, self.data_options.batch_size, self.config.seed)
+        return RowLoaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
 
     def student(self) -> GNN:
-        return GNN(self.graph.x.shape[1], self.graph.classes, self.student_options)
+        return GNN(self.graph.x.shape[1], self.graph.classes, self.config.student)
 
     def module(self, student: nn.Module) -> NodeClassification:
         return NodeClassification(student, self.config, self.graph)
 
     def example(self) -> Tensor:
-        return self.graph.ids("train")[: self.data_options.batch_size]
+        return self.graph.ids("train")[: self.config.data.batch_size]
 
     def batch_of(self, rows: Tensor) -> Tensor:
         return rows
@@ -88,22 +85,16 @@ class NodeTask(Task):
     def rows_of(self, batch: Tensor) -> Tensor:
         return batch
 
-    @property
-    def teacher_options(self) -> NodeTeacher:
-        """Options of the run's teacher."""
-        options: NodeTeacher = self.config.teacher
-        return options
-
     def stages(self) -> Sequence[Stage]:
-        return teachers.stages(self.graph, self.teacher_options, self.student_options.layers)
+        return teachers.stages(self.graph, self.config.teacher, self.config.student.layers)
 
     def live_teacher(self) -> FrozenTeacher:
         features, head = self.folder("teacher-features"), self.folder("teacher-head")
-        network = teachers.build(self.graph, self.student_options.layers, features, head)
+        network = teachers.build(self.graph, self.config.student.layers, features, head)
         return FrozenTeacher(network, lambda network, rows: network(rows))
 
     def teacher_facts(self) -> dict[str, Any]:
-        source = self.teacher_options.source
+        source = self.config.teacher.source
         hops = "one prompt a hop" if source == "llm" else "hop features by propagation"
         rows = torch.split(torch.arange(len(self.graph.y)), ROWS)
         predicted = torch.cat([self.cache.read(some)["logits"].argmax(dim=-1) for some in rows])

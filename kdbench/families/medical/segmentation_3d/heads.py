@@ -20,7 +20,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from kdbench.engine.losses import at_least_float32
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.families.medical.segmentation_3d.networks import TOKEN, stages
 
 MAIN = "main"
@@ -83,11 +83,10 @@ def heads(shapes: Mapping[str, tuple[int, ...]], shared: bool) -> dict[str, Head
     return built
 
 
-def logits(step: Step, shared: bool) -> dict[str, Tensor]:
+def logits(heads: Mapping[str, Head], step: Step, shared: bool) -> dict[str, Tensor]:
     """The heads' full-size logits of a training step by stage."""
-    mine = step.module.get_submodule("method_modules")
     output = step.features[MAIN].shape[1:]
-    told = {}
+    predicted = {}
     for alias, feature in step.features.items():
         if alias == MAIN:
             continue
@@ -95,8 +94,8 @@ def logits(step: Step, shared: bool) -> dict[str, Tensor]:
         if feature.dim() == 3:
             grid = [edge // TOKEN for edge in output[1:]]
             feature = feature.transpose(1, 2).reshape(len(feature), -1, *grid)
-        told[alias] = mine.get_submodule(_name(alias, stride, shared))(feature)
-    return told
+        predicted[alias] = heads[_name(alias, stride, shared)](feature)
+    return predicted
 
 
 def supervised(predicted: Mapping[str, Tensor], label: Tensor) -> dict[str, Tensor]:

@@ -108,17 +108,14 @@ def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, fl
     return {**{name: fmean(values) for name, values in told.items()}, "absent": absent}
 
 
-class SegmentationTask(Task):
+class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     """3-D segmentation for the engine."""
 
     chunk = 4
-    data_options: VolumeData
-    student_options: VolumeStudent
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[VolumeData, VolumeStudent, VolumeTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.data_options, self.student_options = config.data, config.student
-        self.cacheable = self.data_options.views != "random"
+        self.cacheable = self.config.data.views != "random"
         self.volumes = data.load(config.dataset, config.data)
         self.views = self.views_of(config.seed)
 
@@ -132,24 +129,24 @@ class SegmentationTask(Task):
 
     def views_of(self, seed: int) -> Views:
         """Training views drawn from ``seed``."""
-        return Views(self.volumes, self.data_options, seed)
+        return Views(self.volumes, self.config.data, seed)
 
     def data(self) -> VolumeLoaders:
         return VolumeLoaders(self.volumes, self.views, self.config.seed)
 
     def network(self, options: VolumeStudent | VolumeTeacher) -> nn.Module:
         """A freshly initialised network for this data."""
-        volumes, here = self.volumes, self.data_options
+        volumes, here = self.volumes, self.config.data
         return networks.build(options, volumes.channels, len(volumes.classes), here.patch, window_of(here))
 
     def student(self) -> nn.Module:
-        return self.network(self.student_options)
+        return self.network(self.config.student)
 
     def module(self, student: nn.Module) -> Segmentation:
         return Segmentation(student, self.config, self.volumes)
 
     def example(self) -> Volumes:
-        size = min(self.data_options.batch_size, len(self.views))
+        size = min(self.config.data.batch_size, len(self.views))
         return self.batch_of(torch.arange(size))
 
     def batch_of(self, rows: Tensor) -> Volumes:
@@ -160,18 +157,12 @@ class SegmentationTask(Task):
     def rows_of(self, batch: Volumes) -> Tensor:
         return batch.rows
 
-    @property
-    def teacher_options(self) -> VolumeTeacher:
-        """Options of the run's teacher."""
-        options: VolumeTeacher = self.config.teacher
-        return options
-
     def stages(self) -> Sequence[Stage]:
-        options = self.teacher_options
+        options = self.config.teacher
         told = {name: value for name, value in asdict(options).items() if name not in ("epochs", "seed", "cache")}
         inputs = {
             "network": told,
-            "data": asdict(self.data_options),
+            "data": asdict(self.config.data),
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
@@ -180,12 +171,12 @@ class SegmentationTask(Task):
         return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 
     def live_teacher(self) -> FrozenTeacher:
-        network = self.network(self.teacher_options)
+        network = self.network(self.config.teacher)
         network.load_state_dict(load_file(self.folder("segmentation-teacher") / "weights.safetensors"))
         return FrozenTeacher(network, one_by_one)
 
     def teacher_facts(self) -> dict[str, Any]:
-        options, path = self.teacher_options, self.folder("segmentation-teacher") / "scores.json"
+        options, path = self.config.teacher, self.folder("segmentation-teacher") / "scores.json"
         if not path.exists():
             module = self.module(self.live_teacher().network)
             write_atomic(path, json.dumps({split: self.score(module, split) for split in ("val", "test")}))

@@ -1,30 +1,24 @@
-"""Stages 1 and 2 of MST-Distill, each one Lightning fit: networks that teach each other, then masks on frozen ones."""
+"""Stages 1 and 2 of MST-Distill as objectives: networks that teach each other, then masks on frozen ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.engine.callbacks import Selection
-from kdbench.engine.fitting import fit
 from kdbench.engine.losses import distillation_kl
-from kdbench.engine.method import Method
+from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
-from kdbench.engine.stages import Stage, StageResult
-from kdbench.engine.teachers import Outputs
+from kdbench.engine.stages import Stage
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.vision_language.paired_classification.data import Pairs
 from kdbench.families.vision_language.paired_classification.masks import Masked, mask_networks
 from kdbench.families.vision_language.paired_classification.networks import PairNetwork
-from kdbench.families.vision_language.paired_classification.task import PairedClassification, PairedTask, logits_of
-from kdbench.plan.config import RunConfig
+from kdbench.families.vision_language.paired_classification.task import PairedTask, logits_of
 from kdbench.plan.options import plain
 
 TEACHERS = ("multimodal", "cross_modal")
@@ -33,7 +27,7 @@ INITIALISED, SPECIALISED = "mst-initialisation", "mst-specialisation"
 
 @dataclass(frozen=True)
 class Plan:
-    """What both stages are told."""
+    """What both stages depend on."""
 
     epochs: tuple[int, int]
     """Of stage 1 and stage 2; 0 epochs leave stage 2 out."""
@@ -46,43 +40,24 @@ class Plan:
     heads: int
 
 
-def three_networks(task: PairedTask) -> dict[str, PairNetwork]:
-    """Fresh networks by role, each from a stream of its own; the student's is that of every arm."""
-    seed, made = task.config.seed, {}
-    for role, stream in (("student", "student"), ("cross_modal", "teacher"), ("multimodal", "method")):
-        with seeded(axis(seed, stream)):
-            made[role] = getattr(task, role)()
-    return made
-
-
-class Collaboration(PairedClassification):
+class Collaboration(Objective):
     """Stage 1: ``L = Σ_n CE(z_n, y) + Σ_{n ≠ m} T² KL( softmax(z_m/T) ‖ softmax(z_n/T) )``, nothing detached.
 
-    All six ordered pairs of the three networks; gradients flow into the learner n and into its target m.
+    All six ordered pairs of the student and the two ``networks`` trained beside it; gradients flow into the learner n
+    and into its target m.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], config: RunConfig, pairs: Pairs, plan: Plan) -> None:
-        super().__init__(nn.ModuleDict(networks), config, pairs)
-        self.plan = plan
-        self._hits: dict[str, list[Tensor]] = {}
+    def __init__(self, pairs: Pairs, networks: Mapping[str, PairNetwork], plan: Plan) -> None:
+        self.pairs, self.networks, self.plan = pairs, networks, plan
 
-    def forward_batch(self, batch: Tensor) -> Outputs:
-        return {
-            role: logits_of(self.pairs, network, batch)["logits"] for role, network in self.student.named_children()
-        }
+    def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
+        return self.networks
 
-    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        terms = {f"task of {role}": F.cross_entropy(logits, targets) for role, logits in output.items()}
-        return terms | (mutual_terms(output, self.plan.temperature) if self.plan.mutual else {})
-
-    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
-        for role, logits in output.items():
-            self._hits.setdefault(role, []).append(logits.argmax(dim=-1) == targets)
-
-    def results(self, split: str) -> dict[str, float]:
-        found = {role: float(torch.cat(hits).float().mean()) for role, hits in self._hits.items()}
-        self._hits = {}
-        return found
+    def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
+        others = {role: logits_of(self.pairs, network, step.batch)["logits"] for role, network in self.networks.items()}
+        terms = {f"task of {role}": F.cross_entropy(logits, step.targets) for role, logits in others.items()}
+        logits = {"student": step.output["logits"], **others}
+        return terms | (mutual_terms(logits, self.plan.temperature) if self.plan.mutual else {})
 
 
 def mutual_terms(logits: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
@@ -93,105 +68,86 @@ def mutual_terms(logits: Mapping[str, Tensor], temperature: float) -> dict[str, 
     }
 
 
-class Specialisation(PairedClassification):
+class Specialisation(Objective):
     """Stage 2: for each teacher and layer, ``L = T² KL( softmax(z_S/T) ‖ softmax(z_masked/T) )``, z_S detached.
 
-    Only the masks train, each through its own term, so that one Adam over all of them is one Adam for each. The frozen
-    networks are no submodules: nothing switches them to train mode.
+    Only the masks train, each through its own term, so that one Adam over all of them is one Adam for each. The
+    teachers' frozen ``networks`` are no submodules: nothing switches them to train mode.
     """
 
+    supervised = False
+    judged_by = "loss"
+
     def __init__(
-        self,
-        trained: Mapping[str, nn.Module],
-        networks: Mapping[str, nn.Module],
-        config: RunConfig,
-        pairs: Pairs,
-        plan: Plan,
+        self, pairs: Pairs, networks: Mapping[str, PairNetwork], masks: Mapping[str, nn.Module], plan: Plan
     ) -> None:
-        super().__init__(nn.ModuleDict(trained), config, pairs)
-        self.plan = plan
-        self._networks = [(role, network.eval().requires_grad_(False)) for role, network in networks.items()]
-        self._seen: list[tuple[float, int]] = []
+        self.pairs, self.masks, self.plan = pairs, masks, plan
+        self.networks = {role: networks[role].eval().requires_grad_(False) for role in TEACHERS}
 
-    def forward_batch(self, batch: Tensor) -> Outputs:
-        networks = {role: network.to(batch.device) for role, network in self._networks}
-        outputs = {"student": logits_of(self.pairs, networks["student"], batch)["logits"].detach()}
-        for name, mask in self.student.named_children():
+    def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
+        return self.masks
+
+    def frozen(self, student: nn.Module) -> Iterable[nn.Module]:
+        return [student]
+
+    def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
+        wanted, terms = step.output["logits"].detach(), {}
+        for name, mask in self.masks.items():
             role, _, path = name.partition("-")
-            with Masked(networks[role], {path: mask}):
-                outputs[name] = logits_of(self.pairs, networks[role], batch)["logits"]
-        return outputs
-
-    def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
-        student = output["student"].detach()
-        return {
-            name: distillation_kl(logits, student, self.plan.temperature)
-            for name, logits in output.items()
-            if name != "student"
-        }
-
-    def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
-        total = torch.stack(list(self.task_terms(output, targets).values())).sum()
-        self._seen.append((float(total), len(targets)))
-
-    def results(self, split: str) -> dict[str, float]:
-        seen, self._seen = self._seen, []
-        return {"kl": sum(total * size for total, size in seen) / sum(size for _, size in seen)}
+            with Masked(self.networks[role].to(wanted.device), {path: mask}):
+                masked = logits_of(self.pairs, self.networks[role], step.batch)["logits"]
+            terms[name] = distillation_kl(masked, wanted, self.plan.temperature)
+        return terms
 
 
 def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
     """``mst-initialisation``, and ``mst-specialisation`` unless it has no epochs.
 
-    They depend on the run's seed, since the student is one of those that learn. A killed fit goes on from its last
-    checkpoint.
+    They depend on the run's seed, since the student is one of those that learn. The first leaves the weights of its
+    last epoch, the second the masks of the epoch with the smallest summed validation divergence.
     """
-    config = task.config
-    optimizer, trainer = plain(config.optimizer), plain(config.trainer)
-    told = {**task.inputs, "optimizer": optimizer, "precision": trainer["precision"], "seed": config.seed}
-    told |= {"accumulate": trainer["accumulate_grad_batches"], "clip": trainer["gradient_clip_val"]}
-    first = {**told, "epochs": plan.epochs[0], "mutual": plan.mutual, "temperature": plan.temperature}
-    second = {**told, "plan": plain(plan)}
-    plans = [Stage(INITIALISED, first, lambda folder, _: initialise(task, plan, folder))]
+    seed = task.config.seed
+
+    def masks() -> Specialisation:
+        networks = load_networks(task)
+        return Specialisation(task.pairs, networks, fresh_masks(task, plan, networks), plan)
+
+    first = {**task.inputs, "mutual": plan.mutual, "temperature": plan.temperature}
+    plans = [
+        task.distilled(
+            INITIALISED,
+            task.student,
+            lambda: Collaboration(task.pairs, other_networks(task), plan),
+            first,
+            plan.epochs[0],
+            seed,
+            last=True,
+        )
+    ]
     if plan.epochs[1]:
-
-        def run(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
-            return specialise(task, plan, upstream[INITIALISED].folder, folder)
-
-        plans.append(Stage(SPECIALISED, second, run, needs=(INITIALISED,)))
+        second = {**task.inputs, "plan": plain(plan)}
+        plans.append(
+            task.distilled(
+                SPECIALISED,
+                lambda: load_networks(task)["student"],
+                masks,
+                second,
+                plan.epochs[1],
+                seed,
+                last=False,
+                needs=(INITIALISED,),
+            )
+        )
     return plans
 
 
-def initialise(task: PairedTask, plan: Plan, folder: Path) -> dict[str, float]:
-    """Stage 1: the networks after the last epoch (``weights.safetensors``), and each one's validation accuracy."""
-    module = Collaboration(three_networks(task), task.config, task.pairs, plan)
-    _fit(task, module, plan.epochs[0], folder, [], validate_every=plan.epochs[0])
-    weights = {name: value.detach().cpu().contiguous() for name, value in module.student.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    return {f"val/accuracy of {role}": value for role, value in task.score(module.to("cpu"), "val").items()}
-
-
-def specialise(task: PairedTask, plan: Plan, networks: Path, folder: Path) -> dict[str, float]:
-    """Stage 2: the masks of the epoch with the smallest summed validation divergence (``weights.safetensors``)."""
-    trained = load_networks(task, networks)
-    module = Specialisation(fresh_masks(task, plan, trained), trained, task.config, task.pairs, plan)
-    module.headline, selection = "kl", Selection("kl", mode="min")
-    _fit(task, module, plan.epochs[1], folder, [selection])
-    save_file(selection.weights, folder / "weights.safetensors")
-    return {"epoch": selection.epoch, "val/kl": selection.value}
-
-
-def _fit(
-    task: PairedTask,
-    module: PairedClassification,
-    epochs: int,
-    folder: Path,
-    callbacks: list[Any],
-    validate_every: int = 1,
-) -> None:
-    module.attach(Method(None), {}, {})
-    trainer = replace(task.config.trainer.in_one_process(), check_val_every_n_epoch=validate_every)
-    fit(module, task.data(), trainer, epochs, task.config.seed, folder, callbacks)
-    (folder / "last.ckpt").unlink(missing_ok=True)
+def other_networks(task: PairedTask) -> dict[str, PairNetwork]:
+    """Fresh networks that the student learns with, by role, each from a stream of its own."""
+    made: dict[str, PairNetwork] = {}
+    for role, stream in (("cross_modal", "teacher"), ("multimodal", "method")):
+        with seeded(axis(task.config.seed, stream)):
+            made[role] = getattr(task, role)()
+    return made
 
 
 def fresh_masks(task: PairedTask, plan: Plan, networks: Mapping[str, PairNetwork]) -> dict[str, nn.Module]:
@@ -205,15 +161,16 @@ def fresh_masks(task: PairedTask, plan: Plan, networks: Mapping[str, PairNetwork
     return made
 
 
-def load_networks(task: PairedTask, folder: Path) -> dict[str, PairNetwork]:
+def load_networks(task: PairedTask) -> dict[str, PairNetwork]:
     """The three networks that stage 1 left, by role."""
-    networks = three_networks(task)
-    nn.ModuleDict(networks).load_state_dict(load_file(folder / "weights.safetensors"))
-    return networks
+    folder, student, others = task.folder(INITIALISED), task.student(), other_networks(task)
+    student.load_state_dict(load_file(folder / "weights.safetensors"))
+    nn.ModuleDict(others).load_state_dict(load_file(folder / "networks.safetensors"))
+    return {"student": student, **others}
 
 
-def load_masks(task: PairedTask, plan: Plan, networks: Mapping[str, PairNetwork], folder: Path) -> dict[str, nn.Module]:
+def load_masks(task: PairedTask, plan: Plan, networks: Mapping[str, PairNetwork]) -> dict[str, nn.Module]:
     """The masks that stage 2 left, by ``<teacher>-<layer>``."""
     made = fresh_masks(task, plan, networks)
-    nn.ModuleDict(made).load_state_dict(load_file(folder / "weights.safetensors"))
+    nn.ModuleDict(made).load_state_dict(load_file(task.folder(SPECIALISED) / "networks.safetensors"))
     return made

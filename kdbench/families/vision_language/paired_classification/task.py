@@ -66,16 +66,14 @@ class InBlocks:
         return {"logits": torch.stack(found)}
 
 
-class PairedTask(Task):
+class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     """Classification of paired views for the engine."""
 
-    def __init__(self, config: RunConfig, store: StageStore) -> None:
+    def __init__(self, config: RunConfig[PairData, PairStudent, PairTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.data_options: PairData = config.data
-        self.chunk = self.data_options.batch_size
-        self.student_options: PairStudent = config.student
+        self.chunk = self.config.data.batch_size
         self.pairs = pairs.load(config.dataset, config.data, config.seed)
-        self.other = self.pairs.other(self.student_options.modality)
+        self.other = self.pairs.other(self.config.student.modality)
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -86,25 +84,25 @@ class PairedTask(Task):
         )
 
     def data(self) -> RowLoaders:
-        size = self.data_options.batch_size
+        size = self.config.data.batch_size
         return RowLoaders(self.pairs.ids, size, self.config.seed, evaluated=size)
 
     def student(self) -> PairNetwork:
-        return self.pairs.network((self.student_options.modality,), self.student_options)
+        return self.pairs.network((self.config.student.modality,), self.config.student)
 
     def cross_modal(self) -> PairNetwork:
         """A fresh network of the view that the student does not see."""
-        return self.pairs.network((self.other,), self.student_options)
+        return self.pairs.network((self.other,), self.config.student)
 
     def multimodal(self) -> PairNetwork:
         """A fresh network of both views."""
-        return self.pairs.network(tuple(self.pairs.views), self.student_options)
+        return self.pairs.network(tuple(self.pairs.views), self.config.student)
 
     def module(self, student: nn.Module) -> PairedClassification:
         return PairedClassification(student, self.config, self.pairs)
 
     def example(self) -> Tensor:
-        return self.pairs.ids("train")[: self.data_options.batch_size]
+        return self.pairs.ids("train")[: self.config.data.batch_size]
 
     def batch_of(self, rows: Tensor) -> Tensor:
         return rows
@@ -115,14 +113,13 @@ class PairedTask(Task):
     @property
     def inputs(self) -> dict[str, Any]:
         """What every stage depends on: the pairs, the batches and the networks."""
-        batch, student = self.data_options.batch_size, plain(self.student_options)
+        batch, student = self.config.data.batch_size, plain(self.config.student)
         return {"data": self.pairs.sha256, "split": self.pairs.split_sha256, "batch": batch, "student": student}
 
     @property
     def source(self) -> str:
         """Which teacher plain distillation has."""
-        options: PairTeacher = self.config.teacher
-        return options.source
+        return self.config.teacher.source
 
     def stages(self) -> Sequence[Stage]:
         network: Callable[[], PairNetwork] = getattr(self, self.source)
@@ -132,7 +129,7 @@ class PairedTask(Task):
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         """A teacher of pairs that gives the network's ``logits``."""
-        return FrozenTeacher(network, InBlocks(self.pairs, self.data_options.batch_size))
+        return FrozenTeacher(network, InBlocks(self.pairs, self.config.data.batch_size))
 
     def live_teacher(self) -> FrozenTeacher:
         network: PairNetwork = getattr(self, self.source)()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.method import Step
+from kdbench.engine.step import Step
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch
 from kdbench.families.detection.domain_adaptation.methods.lpld import (
@@ -204,14 +204,6 @@ def test_half_precision_is_computed_in_single() -> None:
     assert value.dtype == torch.float32 and value.item() == pytest.approx(exact, rel=1e-5)
 
 
-class Classroom(nn.Module):
-    """What a step's module has: the student."""
-
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
-
-
 def taught(rows: list[Regions], scores: list[list[float]]) -> dict[str, torch.Tensor]:
     """A teacher's outputs: the given regions, and their confident boxes as detections."""
     names = {"proposals": "p", "logits": "z", "deltas": "d", "features": "ft"}
@@ -233,7 +225,7 @@ def a_step(student: nn.Module, outputs: dict[str, torch.Tensor]) -> Step:
     images[:] = images[0]
     batch = Batch(images, torch.full((count, 2), 64), torch.arange(count))
     teachers: Any = {"teacher": lambda batch: outputs}
-    return Step(batch, batch.rows, {}, {}, teachers, 0, Classroom(student))  # type: ignore[arg-type]
+    return Step(batch, batch.rows, {}, {}, teachers, 0, 1, student)
 
 
 def regions(seed: int) -> Regions:
@@ -263,10 +255,10 @@ def test_the_methods_term_equals_the_card_on_the_students_own_head(detector: Any
     logits, _, features = models.classify(detector, maps, rois)
     zs, fs = logits.detach().double().numpy(), features.detach().double().numpy()
     assert terms["lpld"].item() == pytest.approx(loss(zs, one.z[chosen], fs, one.ft[chosen]), rel=1e-5)
-    assert step.told["low-confidence labels"].item() == chosen.sum() > 0
-    assert step.told["confident labels"].item() == 3 and step.told["images without label"].item() == 0
+    assert step.logs["low-confidence labels"].item() == chosen.sum() > 0
+    assert step.logs["confident labels"].item() == 3 and step.logs["images without label"].item() == 0
     w = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(fs, one.ft[chosen], strict=True)]
-    assert step.told["feature distance"].item() == pytest.approx(np.mean(w), rel=1e-5)
+    assert step.logs["feature distance"].item() == pytest.approx(np.mean(w), rel=1e-5)
     assert LPLD(OPTIONS).weights(step) == {"lpld": 0.1}
 
 
@@ -305,7 +297,7 @@ def test_images_without_confident_label(detector: Any, plain: None, empty: Any) 
     method = LPLD(Hyperparameters(empty=empty))
     step = a_step(detector.train(), taught([regions(0)], [[0.5] * 5]))
     terms = method.loss_terms(step)
-    assert terms["lpld"].item() == 0 and step.told["images without label"].item() == 1
+    assert terms["lpld"].item() == 0 and step.logs["images without label"].item() == 1
     assert (sum(value.item() for value in terms.values()) > 0) == (empty == "background")
     assert terms["rpn_box"].item() == terms["roi_box"].item() == 0
     sum(terms.values()).backward()  # type: ignore[union-attr]
@@ -319,7 +311,7 @@ def test_the_teacher_gets_no_gradient_through_the_whole_method(session: Callable
     for parameter in teacher.network.parameters():
         parameter.requires_grad_()  # as in the released code; cutting is the method's own duty
     module.train()
-    module.training_step_value = begun.method.loss_terms(Step(begun.task.example(), None, {}, {}, teachers, 0, module))
-    sum(module.training_step_value.values()).backward()
+    step = Step(begun.task.example(), None, {}, {}, teachers, 0, 1, module.student)
+    sum(begun.method.loss_terms(step).values()).backward()
     assert all(parameter.grad is None for parameter in teacher.network.parameters())
     assert any(p.grad is not None and p.grad.any() for p in module.student.parameters())

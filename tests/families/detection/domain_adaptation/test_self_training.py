@@ -196,7 +196,7 @@ def test_unlabelled_batches_have_no_task_terms_and_labelled_ones_four(session: C
     terms = module.task_terms(module.forward_batch(labelled), module.targets(labelled))
     assert list(terms) == ["rpn_cls", "rpn_box", "roi_cls", "roi_box"]
     module.eval()
-    found = module.forward_batch(batch)
+    found = module.predict(batch)
     assert found["boxes"].shape[0] == len(batch) and found["scores"].max() <= 1
 
 

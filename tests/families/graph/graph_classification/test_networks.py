@@ -64,6 +64,16 @@ def by_hand(net: GraphNet, graphs: Graphs, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("edge_labels", [True, False])
+@pytest.mark.parametrize("name", ["gcn", "gin", "gat"])
+def test_lower_precision_gives_nearly_the_same(name: str, edge_labels: bool) -> None:
+    graphs = some_graphs(edge_labels)
+    net, batch = network(graphs, name).float(), graphs.batch(torch.arange(20))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rough = net(batch).float()
+    torch.testing.assert_close(rough, net(batch).detach(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("edge_labels", [True, False])
 @pytest.mark.parametrize("pool", ["sum", "mean"])
 @pytest.mark.parametrize("name", ["gcn", "gin"])
 def test_logits_equal_the_equations(name: str, pool: str, edge_labels: bool) -> None:

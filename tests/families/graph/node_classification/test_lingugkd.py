@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.distributed import gather
-from kdbench.engine.method import Shapes, Step
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.graph.node_classification.methods import lingugkd
 from kdbench.families.graph.node_classification.methods.lingugkd import Hyperparameters, LinguGKD
 from kdbench.families.graph.node_classification.networks import GNN
@@ -33,11 +33,8 @@ class Example:
         self.logits = self.leaf(rng.normal(size=(len(self.labels), CLASSES)))
         shapes = Shapes({f"state{i}": (WIDTH,) for i in range(HOPS)}, {f"hop{i}": (TEACHER,) for i in range(HOPS)})
         torch.manual_seed(0)
-        self.holder = nn.Module()
-        self.holder.method_modules = nn.ModuleDict(self.method.modules(shapes)).double().eval()
-        self.projector, self.weights = (
-            self.holder.get_submodule(f"method_modules.{n}") for n in ("projector", "weights")
-        )
+        self.networks = nn.ModuleDict(self.method.modules(shapes)).double().eval()
+        self.projector, self.weights = self.method.projector, self.method.logits
         with torch.no_grad():
             for parameter in self.weights.parameters():
                 if parameter.requires_grad:
@@ -49,7 +46,8 @@ class Example:
             features={f"state{i}": state for i, state in enumerate(self.states)},
             teachers={"teacher": lambda batch: {f"hop{i}": hop for i, hop in enumerate(self.hops)}},  # type: ignore[dict-item]
             epoch=0,
-            module=self.holder,  # type: ignore[arg-type]
+            epochs=1,
+            student=nn.Module(),
         )
 
     @staticmethod
@@ -115,7 +113,7 @@ def test_stage_3_equals_the_card(variant: str, layer_weights: str, loss_weights:
     assert terms["kd"].item() == pytest.approx(wanted["kd"], rel=1e-12)
     assert [weights["task"].item(), weights["kd"].item()] == pytest.approx(wanted["alpha"].tolist(), rel=1e-12)
     assert example.total().item() == pytest.approx(wanted["total"], rel=1e-12)
-    told = {name: value.item() for name, value in example.step.told.items()}
+    told = {name: value.item() for name, value in example.step.logs.items()}
     assert {n: told[n] for n in told if n.startswith("layer")} == pytest.approx(
         {f"layer{hop}": loss for hop, loss in wanted["layers"].items()}, rel=1e-12
     )
@@ -125,7 +123,7 @@ def test_stage_3_equals_the_card(variant: str, layer_weights: str, loss_weights:
 def test_float32_agrees_to_its_own_precision() -> None:
     example = Example()
     wanted = reference(example)["kd"]
-    example.holder.float()
+    example.networks.float()
     example.hops = [hop.float() for hop in example.hops]
     example.step.features = {name: state.float() for name, state in example.step.features.items()}
     # cosines are off by about 1e-7, which 1/τ = 14 multiplies
@@ -138,7 +136,7 @@ def test_fixed_weights_are_uniform_and_not_trained() -> None:
     weights = example.method.weights(example.step)
     assert weights["task"].item() == weights["kd"].item() == 0.5
     assert all(not p.requires_grad and p.grad is None for p in example.weights.parameters())
-    assert len({example.step.told[f"gamma{hop}"].item() for hop in range(HOPS)}) == 1
+    assert len({example.step.logs[f"gamma{hop}"].item() for hop in range(HOPS)}) == 1
 
 
 def test_a_node_whose_class_is_the_only_one_contributes_nothing() -> None:
@@ -170,7 +168,7 @@ def test_an_anchor_sees_no_other_node_of_its_class() -> None:
         example = Example(labels=[0, 0, 1, 1])
         example.hops[0][1] = row
         example.method.loss_terms(example.step)
-        grads += torch.autograd.grad(example.step.told["layer0"], example.states[0])
+        grads += torch.autograd.grad(example.step.logs["layer0"], example.states[0])
     changed = [not torch.equal(before, after) for before, after in zip(*grads, strict=True)]
     assert changed == [False, True, True, True]  # the classmate's does not move; its own and the other class's do
 

@@ -13,8 +13,9 @@ from monai.losses import DiceCELoss
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
 from kdbench.engine.runner import Outcome, Session, Silent
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.medical.segmentation_3d import heads
 from kdbench.families.medical.segmentation_3d.heads import Head, entropy, voxel_kl
 from kdbench.families.medical.segmentation_3d.methods.deep_supervision import DeepSupervision
@@ -45,10 +46,8 @@ class Example:
             feature.requires_grad_()
         torch.manual_seed(0)
         self.heads = nn.ModuleDict(method.modules(shapes)).double()
-        holder = nn.Module()
-        holder.method_modules = self.heads
         targets, output = torch.from_numpy(self.label), {"logits": self.features["main"]}
-        self.step = Step(None, targets, output, self.features, {}, 0, holder)  # type: ignore[arg-type]
+        self.step = Step(None, targets, output, self.features, {}, 0, 1, nn.Module())
         self.terms = method.loss_terms(self.step)
 
     def array(self, name: str) -> np.ndarray:
@@ -124,7 +123,7 @@ def test_dsd_equals_the_equations(shared: bool, temperature: float, encoder: boo
 
 def test_every_part_and_the_teachers_entropy_are_logged() -> None:
     example = Example(DSD(Hyperparameters()), STAGES)
-    told, z = {name: value.item() for name, value in example.step.told.items()}, all_logits(example, True)
+    told, z = {name: value.item() for name, value in example.step.logs.items()}, all_logits(example, True)
     p = softmax(z["enc3"])
     assert told == pytest.approx(
         {
@@ -142,9 +141,9 @@ def test_every_part_and_the_teachers_entropy_are_logged() -> None:
 def test_ten_stages_are_in_the_order_of_their_numbers() -> None:
     stages = {f"{side}{number}": (5, 1) for side in ("enc", "dec") for number in range(1, 11)}
     example = Example(DSD(Hyperparameters()), stages)
-    pairs = [name for name in example.step.told if " to " in name]
+    pairs = [name for name in example.step.logs if " to " in name]
     assert pairs == [f"dec1 to dec{n}" for n in range(2, 11)] + [f"enc10 to enc{n}" for n in range(9, 0, -1)]
-    assert "entropy of enc10" in example.step.told
+    assert "entropy of enc10" in example.step.logs
 
 
 def test_deep_supervision_is_dsd_without_divergences() -> None:
@@ -260,7 +259,7 @@ def test_plain_distillation_equals_its_equation(alpha: float, temperature: float
     label = rng.integers(CLASSES, size=(BATCH, 1, *SIZE))
     method = KD(KDOptions(alpha, temperature))
     given: dict[str, Any] = {"teacher": lambda batch: {"logits": torch.from_numpy(teacher)}}
-    step = Step(None, torch.from_numpy(label), {"logits": torch.from_numpy(z)}, {}, given, 0, nn.Module())  # type: ignore[arg-type]
+    step = Step(None, torch.from_numpy(label), {"logits": torch.from_numpy(z)}, {}, given, 0, 1, nn.Module())  # type: ignore[arg-type]
     assert method.loss_terms(step)["kd"].item() == pytest.approx(
         temperature**2 * kl(teacher, z, temperature), rel=1e-10
     )
@@ -295,9 +294,9 @@ def test_evaluation_is_that_of_the_bare_backbone(name: str, tmp_path: Path) -> N
     batch = session.task.example()
     module.eval()
     with torch.no_grad():
-        assert torch.equal(module.observe(batch)[0]["logits"], module.student(batch.image))
+        assert torch.equal(module.predict(batch)["logits"], module.student(batch.image))
         module.train()
-        observed, features = module.observe(batch)
+        observed, features = module.observe(batch, module.forward_batch)
         assert torch.equal(observed["logits"], module.student(batch.image)) and torch.equal(
             features["main"], observed["logits"]
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.engine.method import Shapes, Step
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.taps import Taps
 from kdbench.errors import UsageError
 from kdbench.families.medical.segmentation_3d import heads, networks
@@ -59,28 +59,26 @@ def test_stages_are_those_of_the_card_and_every_head_gives_full_size(name: str) 
             found[alias] = (stride, feature.shape[2 if tokens else 1])
     assert found == TABLE[name]
 
-    holder = nn.Module()
     shapes = Shapes({alias: tuple(feature.shape[1:]) for alias, feature in features.items()}, {})
-    holder.method_modules = nn.ModuleDict(method.modules(shapes))
-    assert len(holder.method_modules) == len({stride for stride, _ in found.values()})
+    trained = nn.ModuleDict(method.modules(shapes))
+    assert len(trained) == len({stride for stride, _ in found.values()})
     label = torch.randint(3, (1, 1, *patch))
-    step = Step(None, label, {"logits": logits}, features, {}, 0, holder)  # type: ignore[arg-type]
-    assert all(value.shape == logits.shape for value in heads.logits(step, shared=True).values())
+    step = Step(None, label, {"logits": logits}, features, {}, 0, 1, network)
+    assert all(value.shape == logits.shape for value in heads.logits(method.heads, step, shared=True).values())
     sum(method.loss_terms(step).values()).backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in holder.parameters())
+    assert all(p.grad is not None and bool(p.grad.any()) for p in trained.parameters())
 
 
 def test_tokens_are_put_back_in_their_place() -> None:
     options, size = OPTIONS["unetr"][0], 32
     network = networks.build(options, 1, 3, (size, size, 16), (size, size, 16))
     shapes = Shapes({"dec4": (4, 24), "main": (3, size, size, 16)}, {})
-    holder = nn.Module()
-    holder.method_modules = nn.ModuleDict(heads.heads(shapes.student, shared=True))
+    built = heads.heads(shapes.student, shared=True)
     tokens = torch.randn(2, 4, 24)
     features = {"dec4": tokens, "main": torch.zeros(2, 3, size, size, 16)}
-    step = Step(None, None, {}, features, {}, 0, holder)  # type: ignore[arg-type]
-    wanted = holder.method_modules["stride16"](network.proj_feat(tokens))  # type: ignore[operator]
-    assert torch.equal(heads.logits(step, shared=True)["dec4"], wanted)
+    step = Step(None, None, {}, features, {}, 0, 1, network)
+    wanted = built["stride16"](network.proj_feat(tokens))  # type: ignore[operator]
+    assert torch.equal(heads.logits(built, step, shared=True)["dec4"], wanted)
 
 
 @pytest.mark.parametrize(

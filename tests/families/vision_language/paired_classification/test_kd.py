@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 from kdbench.families.vision_language.paired_classification.methods import class_mean_kd, kd, label_smoothing
 from kdbench.families.vision_language.paired_classification.methods.class_mean_kd import ClassMeanKD, class_means
 from kdbench.families.vision_language.paired_classification.methods.kd import KD
@@ -31,7 +32,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 def a_step(logits: Tensor, epoch: int = 0) -> Step:
     teachers = {"teacher": lambda batch: {"logits": torch.from_numpy(TEACHER)}}
     targets = torch.from_numpy(LABELS)
-    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, nn.Module())  # type: ignore[arg-type]
+    return Step(torch.arange(11), targets, {"logits": logits}, {}, teachers, epoch, 100, nn.Module())  # type: ignore[arg-type]
 
 
 def total(method: Method, logits: Tensor) -> Tensor:

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.method import Shapes, Step
+from kdbench.engine.distillation import assemble
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.objective import Objective
 from kdbench.engine.runner import Session, Silent
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher
 from kdbench.errors import UsageError
 from kdbench.families.vision_language.paired_classification import collaboration
@@ -60,23 +63,47 @@ def leaf(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.copy()).requires_grad_()
 
 
+def lesson(task: PairedTask, student: Tensor, rows: Tensor | None = None) -> Step:
+    """A step in which the student gave these logits."""
+    batch, labels = torch.arange(ROWS), torch.from_numpy(LABELS)
+    if rows is not None:
+        batch, labels = rows, task.pairs.labels(rows)
+    return Step(batch, labels, {"logits": student}, {}, {}, 0, 1, nn.Module())
+
+
+def given(logits: Mapping[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
+    """Stand-ins for networks, by role, that give these logits."""
+    networks: dict[str, nn.Module] = {role: nn.Identity() for role in logits}
+    by_network = {id(network): logits[role] for role, network in networks.items()}
+    monkeypatch.setattr(collaboration, "logits_of", lambda pairs, network, rows: {"logits": by_network[id(network)]})
+    return networks
+
+
 # stage 1
 
 
-def test_stage_1_equals_the_card_and_detaches_nothing(small_task: Callable[..., PairedTask]) -> None:
-    task = small_task("method=mst_distill")
-    module = Collaboration(collaboration.three_networks(task), task.config, task.pairs, PLAN)
+@pytest.mark.parametrize("mutual", [True, False])
+def test_stage_1_equals_the_card_and_detaches_nothing(
+    small_task: Callable[..., PairedTask], monkeypatch: pytest.MonkeyPatch, mutual: bool
+) -> None:
+    task = small_task("method=mst_distill", f"method.collaborate={str(mutual).lower()}")
+    plan = MSTDistill(task.config.hyperparameters).plan(task)
     logits = {role: leaf(values) for role, values in NETWORKS.items()}
-    total = torch.stack(list(module.task_terms(logits, torch.from_numpy(LABELS)).values())).sum()
+    others = given({role: z for role, z in logits.items() if role != "student"}, monkeypatch)
+    terms = Collaboration(task.pairs, others, plan).loss_terms(lesson(task, logits["student"]))  # type: ignore[arg-type]
+    assert len(terms) == 2 + 6 * mutual
+    task_term = nn.functional.cross_entropy(logits["student"], torch.from_numpy(LABELS))  # the module's own
+    total = torch.stack([task_term, *terms.values()]).sum()
     total.backward()
     wanted = sum(ce(z) for z in NETWORKS.values())
-    wanted += sum(kd(NETWORKS[n], NETWORKS[m]).mean() for n, m in permutations(NETWORKS, 2))
+    if mutual:
+        wanted += sum(kd(NETWORKS[n], NETWORKS[m]).mean() for n, m in permutations(NETWORKS, 2))
     assert total.item() == pytest.approx(wanted, rel=1e-12)
 
     onehot, t = np.eye(CLASSES)[LABELS], TEMPERATURE
     for n, z in NETWORKS.items():
         grad, q = softmax(z) - onehot, softmax(z / t)
-        for m in NETWORKS.keys() - {n}:
+        for m in NETWORKS.keys() - {n} if mutual else ():
             p = softmax(NETWORKS[m] / t)
             grad = grad + t * (q - p)  # as learner
             gap = np.log(q) - np.log(p)
@@ -94,25 +121,19 @@ def test_six_ordered_pairs() -> None:
     )
 
 
-def test_without_collaboration_only_labels_teach(small_task: Callable[..., PairedTask]) -> None:
-    task = small_task("method=mst_distill", "method.collaborate=false")
-    plan = MSTDistill(task.config.hyperparameters).plan(task)
-    module = Collaboration(collaboration.three_networks(task), task.config, task.pairs, plan)
-    terms = module.task_terms({role: leaf(z) for role, z in NETWORKS.items()}, torch.from_numpy(LABELS))
-    assert set(terms) == {f"task of {role}" for role in NETWORKS}
+def assembled(task: PairedTask, objective: Objective, student: nn.Module) -> DistillationModule:
+    module = task.module(student)
+    assemble(module, objective, {}, task.example(), 0)
+    return module
 
 
 def test_one_optimiser_trains_all_three_from_the_arms_common_student(small_task: Callable[..., PairedTask]) -> None:
-    from kdbench.engine.seeds import axis, seeded
-
     task = small_task("method=mst_distill", "seed=3")
-    networks = collaboration.three_networks(task)
-    with seeded(axis(3, "student")):
-        student = task.student()
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), networks["student"].parameters(), strict=True))
-    module = Collaboration(networks, task.config, task.pairs, PLAN)
+    others = collaboration.other_networks(task)
+    module = assembled(task, Collaboration(task.pairs, others, PLAN), task.student())
     (group,) = module.configure_optimizers().param_groups
-    assert {id(p) for p in group["params"]} == {id(p) for net in networks.values() for p in net.parameters()}
+    every = [module.student, *others.values()]
+    assert {id(p) for p in group["params"]} == {id(p) for network in every for p in network.parameters()}
 
 
 # stage 2
@@ -121,32 +142,34 @@ def test_one_optimiser_trains_all_three_from_the_arms_common_student(small_task:
 @pytest.fixture
 def specialisation(small_task: Callable[..., PairedTask]) -> tuple[PairedTask, dict[str, Any], Specialisation]:
     task = small_task("method=mst_distill")
-    networks: dict[str, Any] = collaboration.three_networks(task)
+    networks: dict[str, Any] = {"student": task.student(), **collaboration.other_networks(task)}
     masks = collaboration.fresh_masks(task, PLAN, networks)
-    return task, networks, Specialisation(masks, networks, task.config, task.pairs, PLAN)
+    return task, networks, Specialisation(task.pairs, networks, masks, PLAN)
 
 
 def test_stage_2_pulls_each_masked_teacher_to_the_student(specialisation: Any) -> None:
-    task, networks, module = specialisation
+    task, networks, objective = specialisation
     rows = task.example()
-    module.eval()
-    output = module.forward_batch(rows)
-    terms = module.task_terms(output, task.pairs.labels(rows))
+    for network in [networks["student"], *objective.masks.values()]:
+        network.eval()
+    logits = logits_of(task.pairs, networks["student"], rows)["logits"]
+    terms = objective.loss_terms(lesson(task, logits, rows))
     assert list(terms) == ["multimodal-concat", "multimodal-fc1", "cross_modal-conv2", "cross_modal-conv3"]
-    student = logits_of(task.pairs, networks["student"], rows)["logits"].detach().double().numpy()
     for name, term in terms.items():
         role, _, path = name.partition("-")
-        with Masked(networks[role], {path: module.student.get_submodule(name)}):
+        with Masked(networks[role], {path: objective.masks[name]}):
             masked = logits_of(task.pairs, networks[role], rows)["logits"].detach().double().numpy()
-        assert term.item() == pytest.approx(kd(masked, student).mean(), rel=1e-4, abs=1e-7)
+        assert term.item() == pytest.approx(kd(masked, logits.detach().double().numpy()).mean(), rel=1e-4, abs=1e-7)
 
 
-def test_stage_2_in_float64_and_its_gradient() -> None:
-    masked, student = leaf(SPECIALISED[0]), leaf(NETWORKS["student"])
-    holder = Specialisation.__new__(Specialisation)
-    nn.Module.__init__(holder)
-    holder.plan = PLAN
-    (term,) = holder.task_terms({"student": student, "multimodal-fc1": masked}, torch.from_numpy(LABELS)).values()
+def test_stage_2_in_float64_and_its_gradient(
+    small_task: Callable[..., PairedTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, masked, student = small_task("method=mst_distill"), leaf(SPECIALISED[0]), leaf(NETWORKS["student"])
+    networks: Any = given(dict.fromkeys(("multimodal", "cross_modal"), masked), monkeypatch)
+    networks["multimodal"].fc1 = nn.Identity()
+    objective = Specialisation(task.pairs, networks, {"multimodal-fc1": nn.Identity()}, PLAN)
+    (term,) = objective.loss_terms(lesson(task, student)).values()
     term.backward()
     assert term.item() == pytest.approx(kd(SPECIALISED[0], NETWORKS["student"]).mean(), rel=1e-12)
     p, q = softmax(NETWORKS["student"] / TEMPERATURE), softmax(SPECIALISED[0] / TEMPERATURE)
@@ -155,18 +178,18 @@ def test_stage_2_in_float64_and_its_gradient() -> None:
 
 
 def test_stage_2_trains_masks_alone_each_by_its_own_term(specialisation: Any) -> None:
-    task, networks, module = specialisation
+    task, networks, objective = specialisation
+    module = assembled(task, objective, networks["student"])
     module.train()
     assert not any(child.training for network in networks.values() for child in network.modules())
-    assert {id(p) for p in module.parameters()}.isdisjoint(
-        id(p) for network in networks.values() for p in network.parameters()
-    )
+    (group,) = module.configure_optimizers().param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for mask in objective.masks.values() for p in mask.parameters()}
     rows = task.example()
-    terms = module.task_terms(module.forward_batch(rows), task.pairs.labels(rows))
+    terms = objective.loss_terms(lesson(task, module.forward_batch(rows)["logits"], rows))
     for name, term in terms.items():
         module.zero_grad()
         term.backward(retain_graph=True)
-        moved = {n.partition(".")[0] for n, p in module.student.named_parameters() if p.grad is not None}
+        moved = {n.partition(".")[0] for n, p in module.networks.named_parameters() if p.grad is not None}
         assert moved == {name}
     assert all(p.grad is None for network in networks.values() for p in network.parameters())
 
@@ -218,12 +241,10 @@ class Example:
         shapes = Shapes({}, {"logits": (CLASSES,)})
         torch.manual_seed(8)
         self.gate = self.method.modules(shapes)["gate"].double()
-        holder = nn.Module()
-        holder.method_modules = nn.ModuleDict({"gate": self.gate})
         teachers = {f"t{k}": (lambda batch, k=k: {"logits": torch.from_numpy(SPECIALISED[k])}) for k in range(TEACHERS)}
         rows = torch.arange(ROWS)
         labels = torch.from_numpy(LABELS)
-        self.step = Step(rows, labels, {"logits": self.logits}, {}, teachers, 0, holder)  # type: ignore[arg-type]
+        self.step = Step(rows, labels, {"logits": self.logits}, {}, teachers, 0, 100, nn.Module())  # type: ignore[arg-type]
 
     def gates(self) -> np.ndarray:
         (a, b), (c, d) = ([p.detach().numpy() for p in (layer.weight, layer.bias)] for layer in self.gate.children())
@@ -244,7 +265,7 @@ def test_stage_3_equals_the_card(top: int, router: str) -> None:
     mean, u = gates.mean(axis=0), 1 / TEACHERS
     assert terms["kd"].item() == pytest.approx(total / ROWS, rel=1e-12)
     assert terms["balance"].item() == pytest.approx((u * np.log(u / mean)).sum() / TEACHERS, rel=1e-12)
-    shares = [float(share) for name, share in example.step.told.items() if name.startswith("share")]
+    shares = [float(share) for name, share in example.step.logs.items() if name.startswith("share")]
     assert sum(shares) == pytest.approx(1) and len(shares) == TEACHERS
 
 
@@ -339,6 +360,9 @@ def test_both_directions(do: Callable[..., Any], modality: str) -> None:
         record.teacher.metrics.test
     )
     assert [stage.name for stage in record.stages] == ["mst-initialisation", "mst-specialisation"]
+    first, second = (record.reports[stage.name] for stage in record.stages)
+    assert first.values["epoch"] == first.curves["epoch"][-1] and "train/kd of student from multimodal" in first.curves
+    assert second.values["val/loss"] == min(second.curves["val/loss"])
 
 
 @pytest.mark.parametrize(
@@ -372,9 +396,9 @@ def test_the_student_goes_on_from_stage_1(small_task: Callable[..., PairedTask],
     for stage in session.stages():
         session.store.ensure(stage)
     module, teachers = session.assemble()
-    networks = collaboration.load_networks(session.task, session.task.folder("mst-initialisation"))  # type: ignore[arg-type]
+    networks = collaboration.load_networks(session.task)  # type: ignore[arg-type]
     left: Mapping[str, Tensor] = networks["student"].state_dict()
-    fresh = collaboration.three_networks(task)["student"].state_dict()
+    fresh = task.student().state_dict()
     assert all(torch.equal(value, left[name]) for name, value in module.student.state_dict().items())
     assert not all(torch.equal(value, fresh[name]) for name, value in left.items())
     assert all(isinstance(teacher, CachedTeacher) for teacher in teachers.values())
@@ -399,17 +423,19 @@ def test_a_killed_stage_goes_on_to_the_same_bits(
     if stage:
         task.store.ensure(plans[0])
     kind = (Collaboration, Specialisation)[stage]
-    steps = kind.training_step
+    terms = kind.loss_terms
 
-    def step(self: Any, batch: Any, batch_idx: int) -> Any:
-        if self.current_epoch == 2:
+    def killed(self: Any, step: Step) -> Mapping[str, Tensor]:
+        if step.epoch == 2:
             raise Stop
-        return steps(self, batch, batch_idx)
+        return terms(self, step)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(kind, "training_step", step)
+        patch.setattr(kind, "loss_terms", killed)
         task.store.ensure(plans[stage])
     again = task.store.ensure(plans[stage])
     assert not whole.reused and not again.reused and again.folder != whole.folder
-    bits = [(result.folder / "weights.safetensors").read_bytes() for result in (whole, again)]
-    assert bits[0] == bits[1] and again.info == whole.info
+    for name in ("weights.safetensors", "networks.safetensors"):
+        assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    reports = [{k: v for k, v in result.info.items() if k != "train_seconds"} for result in (whole, again)]
+    assert reports[0] == reports[1] and reports[0]["curves"]["epoch"] == list(range((3, 3)[stage]))

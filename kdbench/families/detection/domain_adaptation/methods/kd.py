@@ -21,9 +21,12 @@ import pytorch_lightning as pl
 from annotated_types import Interval
 from torch import Tensor
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import Teacher
 from kdbench.families.detection.domain_adaptation.pseudo_labels import SelfTraining
+from kdbench.families.detection.domain_adaptation.task import AdaptationTask
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Hyperparameters:
     """Images without a label: left out, or trained as background everywhere (released code of LPLD)."""
 
 
-class KD(Method):
+class KD(Method[AdaptationTask]):
     """Self-training with confident labels."""
 
     title = "stand-in for plain KD: mean teacher with confident pseudo-labels only"
@@ -47,7 +50,7 @@ class KD(Method):
         super().__init__(options)
         self.training = SelfTraining(options.threshold, options.empty)
 
-    def teachers(self, task: Any) -> Mapping[str, Teacher]:
+    def teachers(self, task: AdaptationTask) -> Mapping[str, Teacher]:
         return {"teacher": self.training.mean_teacher(task)}
 
     def companions(self) -> Sequence[pl.Callback]:
@@ -56,5 +59,5 @@ class KD(Method):
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         return self.training.lesson(step).terms
 
-    def teacher_facts(self, task: Any, module: Any) -> dict[str, Any]:
+    def teacher_facts(self, task: AdaptationTask, module: DistillationModule) -> dict[str, Any]:
         return self.training.facts(task, module)

@@ -39,10 +39,13 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from kdbench.engine.losses import at_least_float32
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.module import DistillationModule
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import Teacher
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.pseudo_labels import Lesson, SelfTraining
+from kdbench.families.detection.domain_adaptation.task import AdaptationTask
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def distillation(student: Tensor, teacher: Tensor, weights: Tensor, epsilon: flo
     return (weights[:, None] * F.kl_div(log_r, q, reduction="none")).sum() / len(q)
 
 
-class LPLD(Method):
+class LPLD(Method[AdaptationTask]):
     """Adds the term ``lpld`` to the detection losses under confident labels."""
 
     title = "mean teacher with confident pseudo-labels and distillation at low-confidence regions"
@@ -127,7 +130,7 @@ class LPLD(Method):
         super().__init__(options)
         self.training = SelfTraining(options.threshold, options.empty)
 
-    def teachers(self, task: Any) -> Mapping[str, Teacher]:
+    def teachers(self, task: AdaptationTask) -> Mapping[str, Teacher]:
         return {"teacher": self.training.mean_teacher(task)}
 
     def companions(self) -> Sequence[pl.Callback]:
@@ -139,7 +142,7 @@ class LPLD(Method):
 
     def low_confidence_term(self, step: Step, lesson: Lesson) -> Tensor:
         """The mean of L_LPLD over the batch's images; tells |M| per image and the mean w_i of the step (0 for none)."""
-        student, taught = step.module.get_submodule("student"), step.teacher
+        student, taught = step.student, step.teacher
         total = 0 * torch.stack([level.sum() for level in lesson.maps]).sum()
         found, weights = 0, list[Tensor]()
         for row, one in enumerate(lesson.confident):
@@ -156,12 +159,12 @@ class LPLD(Method):
             w = away if self.options.weighted else torch.ones_like(away)
             total = total + distillation(said, logits[chosen], w, self.options.epsilon)
             found, weights = found + len(away), [*weights, away]
-        step.told["low-confidence labels"] = torch.tensor(found / len(lesson.confident))
-        step.told["feature distance"] = torch.cat(weights).mean() if weights else torch.tensor(0.0)
+        step.logs["low-confidence labels"] = torch.tensor(found / len(lesson.confident))
+        step.logs["feature distance"] = torch.cat(weights).mean() if weights else torch.tensor(0.0)
         return total / len(lesson.confident)
 
     def weights(self, step: Step) -> Mapping[str, float]:
         return {"lpld": self.options.weight}
 
-    def teacher_facts(self, task: Any, module: Any) -> dict[str, Any]:
+    def teacher_facts(self, task: AdaptationTask, module: DistillationModule) -> dict[str, Any]:
         return self.training.facts(task, module)

@@ -9,15 +9,15 @@ Source: Ren et al., "Faster R-CNN", arXiv 1506.01497.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytorch_lightning as pl
 
 from kdbench.engine.method import Method
 from kdbench.engine.stages import Stage
+from kdbench.families.detection.domain_adaptation.task import AdaptationTask
 
 
-class Oracle(Method):
+class Oracle(Method[AdaptationTask]):
     """Trains on labelled target images."""
 
     title = "oracle: fine-tuning on the target's labels"
@@ -25,10 +25,9 @@ class Oracle(Method):
     teacher = "none"
     role = "bound"
 
-    def stages(self, task: Any) -> Sequence[Stage]:
+    def stages(self, task: AdaptationTask) -> Sequence[Stage]:
         task.labelled()  # what is wrong with the labels shows before the source detector is trained
         return ()
 
-    def data(self, task: Any) -> pl.LightningDataModule:
-        loaders: pl.LightningDataModule = task.labelled()
-        return loaders
+    def data(self, task: AdaptationTask) -> pl.LightningDataModule:
+        return task.labelled()

@@ -38,11 +38,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
 from kdbench.engine.stages import Stage
-from kdbench.engine.task import Task
+from kdbench.engine.step import Step
 from kdbench.families.graph.graph_classification import condense
-from kdbench.families.graph.graph_classification.draws import SmallLoaders, told
+from kdbench.families.graph.graph_classification.draws import SmallLoaders, size_of
 from kdbench.families.graph.graph_classification.task import GraphTask
 
 
@@ -64,7 +64,7 @@ class Hyperparameters:
     """Tree sets a step; null takes the task's batch size, but no more than there are."""
 
 
-class Mirage(Method):
+class Mirage(Method[GraphTask]):
     """Adds no loss term: other training data."""
 
     title = "training on frequent computation trees"
@@ -72,20 +72,18 @@ class Mirage(Method):
     teacher = "none"
     options: Hyperparameters
 
-    def stages(self, task: Task) -> Sequence[Stage]:
-        assert isinstance(task, GraphTask)
+    def stages(self, task: GraphTask) -> Sequence[Stage]:
         options = self.options
-        layers = task.student_options.layers
+        layers = task.config.student.layers
         chosen = condense.settings(task.graphs, layers, options.hops, options.theta, options.drop_shared)
         return [condense.stage(task.graphs, chosen)]
 
-    def data(self, task: Task) -> SmallLoaders:
-        assert isinstance(task, GraphTask)
+    def data(self, task: GraphTask) -> SmallLoaders:
         options, found = self.options, condense.load(task.folder(condense.STAGE))
         self.distilled = found.graphs if options.readout == "roots" else replace(found.graphs, read=None)
         weights = found.support if options.sampling == "frequency" else None
         return SmallLoaders(task, self.distilled, weights, options.steps, options.batch)
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
-        step.told |= told(self.distilled)
+        step.logs |= size_of(self.distilled)
         return {}

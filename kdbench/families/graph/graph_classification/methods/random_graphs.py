@@ -18,13 +18,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
 from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage
-from kdbench.engine.task import Task
+from kdbench.engine.step import Step
 from kdbench.families.graph.graph_classification import condense
 from kdbench.families.graph.graph_classification.data import Graphs
-from kdbench.families.graph.graph_classification.draws import SmallLoaders, told
+from kdbench.families.graph.graph_classification.draws import SmallLoaders, size_of
 from kdbench.families.graph.graph_classification.task import GraphTask
 
 
@@ -44,7 +44,7 @@ class Hyperparameters:
     """Graphs a step; null takes the task's batch size, but no more than there are."""
 
 
-class RandomGraphs(Method):
+class RandomGraphs(Method[GraphTask]):
     """Adds no loss term: other training data."""
 
     title = "training on a few random graphs"
@@ -53,15 +53,13 @@ class RandomGraphs(Method):
     role = "control"
     options: Hyperparameters
 
-    def stages(self, task: Task) -> Sequence[Stage]:
-        assert isinstance(task, GraphTask)
+    def stages(self, task: GraphTask) -> Sequence[Stage]:
         options = self.options
-        layers = task.student_options.layers
+        layers = task.config.student.layers
         chosen = condense.settings(task.graphs, layers, options.hops, options.theta, options.drop_shared)
         return [condense.stage(task.graphs, chosen)]
 
-    def data(self, task: Task) -> SmallLoaders:
-        assert isinstance(task, GraphTask)
+    def data(self, task: GraphTask) -> SmallLoaders:
         target, data = condense.load(task.folder(condense.STAGE)).graphs, task.graphs
         train = data.graphs.take(data.ids("train"))
         generator = torch.Generator().manual_seed(axis(task.config.seed, "method"))
@@ -70,7 +68,7 @@ class RandomGraphs(Method):
         return SmallLoaders(task, self.drawn, None, self.options.steps, self.options.batch)
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
-        step.told |= told(self.drawn)
+        step.logs |= size_of(self.drawn)
         return {}
 
 

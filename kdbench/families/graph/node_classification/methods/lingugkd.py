@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from kdbench.engine.distributed import gather
 from kdbench.engine.losses import info_nce
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Shapes, Step
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ class LinguGKD(Method):
         if len(inputs) != len(shapes.student):
             raise ValueError(f"{len(shapes.student)} student states need as many teacher hops, not {len(inputs)}")
         width = shapes.student["state0"][-1]
-        return {
-            "projector": Projector(inputs, width, self.options.projector_dropout),
-            "weights": Weights(len(inputs), self.options),
-        }
+        self.projector = Projector(inputs, width, self.options.projector_dropout)
+        self.logits = Weights(len(inputs), self.options)
+        return {"projector": self.projector, "weights": self.logits}
 
     def pairs(self, states: int) -> list[tuple[int, int]]:
         """(student layer, teacher hop) of each aligned pair."""
@@ -106,22 +106,20 @@ class LinguGKD(Method):
         return [(layer, layer) for layer in range(states)]
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
-        modules = step.module.get_submodule("method_modules")
-        projector, weights = modules.get_submodule("projector"), modules.get_submodule("weights")
         labels, offset = gather(step.targets)
         positives = torch.arange(len(step.targets), device=labels.device) + offset
         negatives = step.targets[:, None] != labels[None, :]
         layers = {}
         for layer, hop in self.pairs(len(step.features)):
-            candidates, _ = gather(projector(hop, step.teacher[f"hop{hop}"]))
+            candidates, _ = gather(self.projector(hop, step.teacher[f"hop{hop}"]))
             layers[hop] = info_nce(
                 step.features[f"state{layer}"], candidates, positives, negatives, self.options.temperature
             )
-        gamma = torch.as_tensor(weights.layers).softmax(0)
-        step.told |= {f"layer{hop}": loss for hop, loss in layers.items()}
-        step.told |= {f"gamma{hop}": weight for hop, weight in enumerate(gamma)}
+        gamma = self.logits.layers.softmax(0)
+        step.logs |= {f"layer{hop}": loss for hop, loss in layers.items()}
+        step.logs |= {f"gamma{hop}": weight for hop, weight in enumerate(gamma)}
         return {"kd": torch.stack([gamma[hop] * loss for hop, loss in layers.items()]).sum()}
 
     def weights(self, step: Step) -> Mapping[str, Tensor]:
-        alpha = torch.as_tensor(step.module.get_submodule("method_modules.weights").losses).softmax(0)
+        alpha = self.logits.losses.softmax(0)
         return {"task": alpha[0], "kd": alpha[1]}

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.medical.segmentation_3d import heads
 
 
@@ -30,9 +31,10 @@ class DeepSupervision(Method):
         return heads.taps(student, encoder=False)
 
     def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
-        return heads.heads(shapes.student, shared=True)
+        self.heads = heads.heads(shapes.student, shared=True)
+        return self.heads
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
-        deep = heads.supervised(heads.logits(step, shared=True), step.targets)
-        step.told |= {f"deep {alias}": loss for alias, loss in deep.items()}
+        deep = heads.supervised(heads.logits(self.heads, step, shared=True), step.targets)
+        step.logs |= {f"deep {alias}": loss for alias, loss in deep.items()}
         return {"deep": torch.stack(list(deep.values())).sum()}

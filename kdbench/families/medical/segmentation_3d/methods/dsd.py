@@ -30,7 +30,8 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Shapes, Step
 from kdbench.families.medical.segmentation_3d import heads
 
 
@@ -62,20 +63,21 @@ class DSD(Method):
         return heads.taps(student, self.options.encoder)
 
     def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
-        return heads.heads(shapes.student, self.options.shared_heads)
+        self.heads = heads.heads(shapes.student, self.options.shared_heads)
+        return self.heads
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         options = self.options
-        predicted = heads.logits(step, options.shared_heads)
+        predicted = heads.logits(self.heads, step, options.shared_heads)
         deep = heads.supervised(predicted, step.targets)
-        step.told |= {f"deep {alias}": loss for alias, loss in deep.items()}
+        step.logs |= {f"deep {alias}": loss for alias, loss in deep.items()}
         terms = {"deep": torch.stack(list(deep.values())).sum()}
         if options.decoder:
             terms["decoder"] = self._divergence(step, predicted, sorted(deep, key=heads.number))
         if options.encoder:
             inner_first = sorted((alias for alias in predicted if alias not in deep), key=heads.number, reverse=True)
             terms["encoder"] = self._divergence(step, predicted, inner_first)
-            step.told[f"entropy of {inner_first[0]}"] = heads.entropy(predicted[inner_first[0]])
+            step.logs[f"entropy of {inner_first[0]}"] = heads.entropy(predicted[inner_first[0]])
         return terms
 
     def _divergence(self, step: Step, predicted: Mapping[str, Tensor], stages: list[str]) -> Tensor:
@@ -83,7 +85,7 @@ class DSD(Method):
         first, *others = stages
         teacher = predicted[first].detach() if self.options.detach_teacher else predicted[first]
         parts = {alias: heads.voxel_kl(predicted[alias], teacher, self.options.temperature) for alias in others}
-        step.told |= {f"{first} to {alias}": part for alias, part in parts.items()}
+        step.logs |= {f"{first} to {alias}": part for alias, part in parts.items()}
         return torch.stack(list(parts.values())).sum()
 
     def weights(self, step: Step) -> Mapping[str, float]:

@@ -17,7 +17,8 @@ from typing import Annotated
 from annotated_types import Gt, Interval
 from torch import Tensor
 
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 from kdbench.families.medical.segmentation_3d.heads import voxel_kl
 
 

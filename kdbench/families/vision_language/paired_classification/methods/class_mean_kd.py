@@ -15,15 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-import pytorch_lightning as pl
 import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.engine.losses import at_least_float32
-from kdbench.engine.method import Method, Step
-from kdbench.engine.task import Task
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 from kdbench.engine.teachers import Teacher
 from kdbench.families.vision_language.paired_classification.task import PairedTask
 
@@ -46,7 +45,7 @@ def class_means(logits: Tensor, labels: Tensor, classes: int, temperature: float
     return torch.where(counts > 0, members.T @ soft / counts.clamp(min=1), torch.full_like(soft[:1], 1 / classes))
 
 
-class ClassMeanKD(Method):
+class ClassMeanKD(Method[PairedTask]):
     """Adds the term ``kd``."""
 
     title = "KD from the teacher's mean soft label of each class (control)"
@@ -54,19 +53,14 @@ class ClassMeanKD(Method):
     teacher = "frozen"
     role = "control"
     options: Hyperparameters
-    epochs_in_all = 100
     means: Tensor
 
-    def teachers(self, task: Task) -> Mapping[str, Teacher]:
-        assert isinstance(task, PairedTask)
+    def teachers(self, task: PairedTask) -> Mapping[str, Teacher]:
         teacher, pairs = task.teacher(), task.pairs
         rows = pairs.ids("train")
         logits = torch.cat([teacher(some)["logits"] for some in torch.split(rows, task.chunk or len(rows))])
         self.means = class_means(logits, pairs.y[rows], pairs.classes, self.options.temperature)
         return {"teacher": teacher}
-
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.epochs_in_all = trainer.max_epochs or 1
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         logits, temperature = step.output["logits"], self.options.temperature
@@ -75,6 +69,6 @@ class ClassMeanKD(Method):
         return {"kd": temperature**2 * F.kl_div(log_q, wanted, reduction="batchmean")}
 
     def weights(self, step: Step) -> Mapping[str, float]:
-        every = round(self.options.halving * self.epochs_in_all)
+        every = round(self.options.halving * step.epochs)
         alpha = self.options.alpha * 0.5 ** (step.epoch // every if every else 0)
         return {"task": 1 - alpha, "kd": alpha}

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-import pytorch_lightning as pl
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from kdbench.engine.losses import distillation_kl
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,11 @@ class KD(Method):
     paper = "https://arxiv.org/abs/1503.02531"
     teacher = "frozen"
     options: Hyperparameters
-    epochs_in_all = 100
-
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.epochs_in_all = trainer.max_epochs or 1
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         return {"kd": distillation_kl(step.output["logits"], step.teacher["logits"], self.options.temperature)}
 
     def weights(self, step: Step) -> Mapping[str, float]:
-        every = round(self.options.halving * self.epochs_in_all)
+        every = round(self.options.halving * step.epochs)
         alpha = self.options.alpha * 0.5 ** (step.epoch // every if every else 0)
         return {"task": 1 - alpha, "kd": alpha}

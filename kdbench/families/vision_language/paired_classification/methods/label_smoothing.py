@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdbench.engine.losses import at_least_float32
-from kdbench.engine.method import Method, Step
+from kdbench.engine.method import Method
+from kdbench.engine.step import Step
 
 
 @dataclass(frozen=True)

@@ -36,26 +36,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdbench.engine.losses import at_least_float32
-from kdbench.engine.method import Method, Shapes, Step
+from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage
-from kdbench.engine.task import Task
+from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import FrozenTeacher, Teacher
 from kdbench.errors import UsageError
 from kdbench.families.vision_language.paired_classification import collaboration
-from kdbench.families.vision_language.paired_classification.collaboration import (
-    INITIALISED,
-    SPECIALISED,
-    TEACHERS,
-    Plan,
-)
+from kdbench.families.vision_language.paired_classification.collaboration import TEACHERS, Plan
 from kdbench.families.vision_language.paired_classification.masks import SpecialisedTeacher
 from kdbench.families.vision_language.paired_classification.task import PairedTask
 
@@ -124,20 +118,18 @@ def decays(epoch: int, share: float, epochs: int) -> int:
     return -(-epoch // every) if share else 0
 
 
-class MSTDistill(Method):
+class MSTDistill(Method[PairedTask]):
     """Adds the terms ``kd`` and ``balance``; logs the share of examples that each specialised teacher got."""
 
     title = "mixture of specialised teachers across modalities"
     paper = "https://arxiv.org/abs/2507.07015"
     teacher = "several"
     options: Hyperparameters
-    epochs_in_all = 100
 
-    def stages(self, task: Task) -> Sequence[Stage]:
-        assert isinstance(task, PairedTask)
+    def stages(self, task: PairedTask) -> Sequence[Stage]:
         return collaboration.stages(task, self.plan(task))
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, task: PairedTask) -> Plan:
         """Stages 1 and 2 for this task's budget."""
         options, budget = self.options, task.config.trainer.max_epochs
         first, second = (max(round(share * budget), 1) for share in (options.initialisation, options.specialisation))
@@ -151,16 +143,15 @@ class MSTDistill(Method):
             options.mask_heads,
         )
 
-    def student(self, task: Task) -> nn.Module:
-        assert isinstance(task, PairedTask)
-        return collaboration.load_networks(task, task.folder(INITIALISED))["student"]
+    def student(self, task: PairedTask) -> nn.Module:
+        return collaboration.load_networks(task)["student"]
 
     def specialised(self, task: PairedTask) -> dict[str, FrozenTeacher]:
         """The specialised teachers by ``<teacher>-<layer>``; without stage 2 the teachers by name."""
-        networks = collaboration.load_networks(task, task.folder(INITIALISED))
+        networks = collaboration.load_networks(task)
         if not self.options.specialise:
             return {role: task.frozen(networks[role]) for role in TEACHERS}
-        masks = collaboration.load_masks(task, self.plan(task), networks, task.folder(SPECIALISED))
+        masks = collaboration.load_masks(task, self.plan(task), networks)
         made = {}
         for role in TEACHERS:
             mine = {name: mask for name, mask in masks.items() if name.startswith(f"{role}-")}
@@ -170,18 +161,16 @@ class MSTDistill(Method):
                 made[name] = task.frozen(SpecialisedTeacher(networks[role], worn))
         return made
 
-    def teachers(self, task: Task) -> Mapping[str, Teacher]:
-        assert isinstance(task, PairedTask)
+    def teachers(self, task: PairedTask) -> Mapping[str, Teacher]:
         made = self.specialised(task)
         if self.options.top > len(made):
             raise UsageError(f"method.top={self.options.top}, and there are {len(made)} specialised teachers.")
         cached: bool = task.config.teacher.cache
         return {name: task.cached(teacher) for name, teacher in made.items()} if cached else made
 
-    def teacher_facts(self, task: Task, module: DistillationModule) -> dict[str, Any]:
+    def teacher_facts(self, task: PairedTask, module: DistillationModule) -> dict[str, Any]:
         """Scores of the multimodal network of stage 1; by name the other networks' and every specialised teacher's."""
-        assert isinstance(task, PairedTask)
-        networks = collaboration.load_networks(task, task.folder(INITIALISED))
+        networks = collaboration.load_networks(task)
         several = {role: task.frozen(networks[role].eval()) for role in networks}
         several |= self.specialised(task) if self.options.specialise else {}
         every = {name: task.scores(task.all_logits(teacher)) for name, teacher in several.items()}
@@ -194,15 +183,13 @@ class MSTDistill(Method):
 
     def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
         classes = shapes.teacher["logits"][-1]
-        return {"gate": nn.Sequential(nn.Linear(classes, 2 * classes), nn.Linear(2 * classes, self.ways))}
+        self.gate = nn.Sequential(nn.Linear(classes, 2 * classes), nn.Linear(2 * classes, self.ways))
+        return {"gate": self.gate}
 
     @property
     def ways(self) -> int:
         """Number N of specialised teachers."""
         return len(TEACHERS) * (self.options.mask_layers if self.options.specialise else 1)
-
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.epochs_in_all = trainer.max_epochs or 1
 
     def route(self, gates: Tensor) -> Tensor:
         """The K teachers of each example, int64 ``[b, K]``."""
@@ -211,7 +198,7 @@ class MSTDistill(Method):
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:
         logits = step.output["logits"]
-        gates = step.module.get_submodule("method_modules.gate")(logits).softmax(dim=-1)
+        gates = self.gate(logits).softmax(dim=-1)
         chosen = self.route(gates)
         every = torch.stack([teacher(step.batch)["logits"] for teacher in step.teachers.values()], dim=1)
         taught = every.gather(1, chosen[..., None].expand(-1, -1, every.shape[-1]))
@@ -219,11 +206,11 @@ class MSTDistill(Method):
         if self.options.router == "weighted":
             terms = terms * gates.gather(1, chosen)
         shares = F.one_hot(chosen, every.shape[1]).double().mean(dim=(0, 1))
-        step.told |= {f"share of {name}": share for name, share in zip(step.teachers, shares, strict=True)}
+        step.logs |= {f"share of {name}": share for name, share in zip(step.teachers, shares, strict=True)}
         return {"kd": terms.mean(), "balance": balance_loss(gates, self.options.balance)}
 
     def weights(self, step: Step) -> Mapping[str, float]:
-        options, epochs = self.options, self.epochs_in_all
+        options, epochs = self.options, step.epochs
         return {
             "kd": options.kd_weight * 0.5 ** decays(step.epoch, options.kd_halving, epochs),
             "balance": options.balance_weight * 0.9 ** decays(step.epoch, options.balance_decay, epochs),
