@@ -75,6 +75,22 @@ def _choices(told: dict[str, Any]) -> list[str]:
     return lines
 
 
+def checked(told: dict[str, Any]) -> str:
+    """A task that was checked, scale by scale."""
+    lines = [f"{told['task']}: {told['family']}, {told['kind'].replace('_', ' ')}, metric {told['metric']}"]
+    for scale, one in told["scales"].items():
+        sizes = ", ".join(f"{split} {count}" for split, count in one["sizes"].items())
+        lines += ["", f"scale={scale}: data {one['data']}; {sizes}; licence: {one['licence']}"]
+        lines.append(f"  fingerprint {one['sha256'][:16]}…, of the split {one['split_sha256'][:16]}…")
+        for split, classes in one["classes"].items():
+            counts = ", ".join(f"{name} {count}" for name, count in classes.items())
+            lines += textwrap.wrap(f"{split}: {counts}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        able = [name for name, obstacle in one["methods"].items() if obstacle is None]
+        lines.append(f"  will run: {', '.join(able)}")
+        lines += [f"  will not: {name}: {why}" for name, why in one["methods"].items() if why is not None]
+    return "\n".join(lines)
+
+
 def inventory(told: Sequence[dict[str, Any]]) -> str:
     """Data sets with the state of their files."""
     lines = []

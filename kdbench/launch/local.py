@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
+from kdbench.launch.check import check_plans
 from kdbench.launch.display import Bars, names_of
 from kdbench.launch.endings import Ending, disk_full, told
 from kdbench.launch.states import record_of
@@ -133,9 +134,10 @@ def _side_by_side(
 
 
 def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars: Bars, report: Report) -> None:
-    """The runs in this process."""
+    """The runs in this process. Raises :class:`UsageError` before the first where one of an arm cannot be done."""
     from kdbench.engine.runner import run
 
+    check_plans(configs, root)
     for config in configs:
         bars.begin(config)
         try:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
 
+from kdbench.engine import inputs
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
@@ -149,6 +150,10 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         return DataFacts(
             data.name, data.sha256, data.split_sha256, info.generated, info.licence, sizes, rows, data.split
         )
+
+    def balance(self) -> dict[str, dict[str, int]]:
+        names = [f"class {number}" for number in range(self.graphs.classes)]
+        return inputs.counted(self.graphs.graphs.y.numpy(), self.graphs.split.numpy(), names)
 
     def data(self) -> GraphLoaders:
         return GraphLoaders(self.graphs, self.config.data.batch_size, self.config.seed)
