@@ -128,6 +128,17 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
         sha256 = (told.sha256, told.split_sha256)
         return DataFacts(told.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
 
+    def balance(self) -> dict[str, dict[str, int]]:
+        """True boxes; those of the target's training images are hidden."""
+        here = self.domains
+        parts = {"source train": here.source_train, "source val": here.source_val}
+        parts |= {"val": here.target_val, "test": here.target_test}
+        labels = {name: torch.cat([one.labels for one in part.truth]) for name, part in parts.items()}
+        return {
+            name: dict(zip(here.classes, of.bincount(minlength=len(here.classes)).tolist(), strict=True))
+            for name, of in labels.items()
+        }
+
     def data(self) -> Loaders:
         told = self.domains
         return loaders(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
 
+from kdbench.engine import inputs
 from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
@@ -119,6 +120,10 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         return DataFacts(
             data.name, data.sha256, data.split_sha256, info.generated, info.licence, sizes, rows, data.split
         )
+
+    def balance(self) -> dict[str, dict[str, int]]:
+        names = [f"class {number}" for number in range(self.graphs.classes)]
+        return inputs.counted(self.graphs.graphs.y.numpy(), self.graphs.split.numpy(), names)
 
     def data(self) -> Loaders:
         return graph_loaders(self.graphs, self.config.data.batch_size, self.config.seed)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine import inputs
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -67,6 +68,9 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
         return DataFacts(
             graph.name, graph.sha256, graph.split_sha256, info.generated, info.licence, sizes, len(graph.y), graph.split
         )
+
+    def balance(self) -> dict[str, dict[str, int]]:
+        return inputs.counted(self.graph.y.numpy(), self.graph.split.numpy(), self.graph.class_names)
 
     def data(self) -> Loaders:
         return number_loaders(self.graph.ids, self.config.data.batch_size, self.config.seed)

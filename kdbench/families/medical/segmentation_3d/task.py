@@ -128,6 +128,17 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         return DataFacts(*told, len(groups), groups)
 
+    def balance(self) -> dict[str, dict[str, int]]:
+        """Volumes whose label has the class."""
+        volumes = self.volumes
+        held = {
+            split: [set(volumes.read(case)[1].flatten().tolist()) for case in volumes.cases[split]] for split in SPLITS
+        }
+        return {
+            split: {name: sum(number in one for one in labels) for number, name in enumerate(volumes.classes)}
+            for split, labels in held.items()
+        }
+
     def views_of(self, seed: int) -> Views:
         """Training views drawn from ``seed``."""
         return Views(self.volumes, self.config.data, seed)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdbench.engine import inputs
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -83,6 +84,10 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
         return DataFacts(
             pairs.name, pairs.sha256, pairs.split_sha256, info.generated, info.licence, sizes, len(pairs.y), pairs.split
         )
+
+    def balance(self) -> dict[str, dict[str, int]]:
+        names = [f"class {number}" for number in range(self.pairs.classes)]
+        return inputs.counted(self.pairs.y.numpy(), self.pairs.split.numpy(), names)
 
     def data(self) -> Loaders:
         size = self.config.data.batch_size
