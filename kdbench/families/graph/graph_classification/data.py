@@ -94,7 +94,7 @@ def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GraphSet:
-    """Graphs of two classes with one split."""
+    """Labelled graphs with one split."""
 
     name: str
     graphs: Graphs
@@ -104,7 +104,10 @@ class GraphSet:
     how: Motifs = field(default_factory=Motifs)
     """What its description says for methods."""
 
-    classes = 2
+    @property
+    def classes(self) -> int:
+        """Number of classes, two at least."""
+        return max(2, int(self.graphs.y.max()) + 1)
 
     @property
     def node_values(self) -> tuple[int, ...]:
@@ -134,8 +137,9 @@ def load(name: str, options: GraphData) -> GraphSet:
     if not data.graphs.edges.shape[1]:
         raise DataError(f"{data.name} has no edge in any of its {len(data.graphs)} graphs.")
     hint = " Take more data.graphs." if described.generated else ""
-    # the area under the ROC curve is of two classes, wherever it is computed
-    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, data.name, inputs.SPLITS, hint)
+    # the area under the ROC curve of two classes needs both, wherever it is computed
+    needed = inputs.SPLITS if data.classes == 2 else ("train",)
+    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, data.name, needed, hint)
     return data
 
 
@@ -231,10 +235,9 @@ def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
     paths, sha256 = fetch(data, listed)
     read = _read_dgcnn(*paths.values()) if len(paths) == 1 else _read_collection(paths)
     classes, y = np.unique(read.classes, return_inverse=True)
-    if len(classes) != GraphSet.classes:
-        raise DataError(
-            f"{next(iter(paths.values()))} has graphs of the classes {classes.tolist()}; this kind of task knows two."
-        )
+    if len(classes) < 2:
+        where = paths.get(next((name for name in listed if name.endswith(TU_FILES[2])), listed[0]))
+        raise DataError(f"{where} has graphs of the class {classes.tolist()} alone: there is nothing to tell apart.")
     labels = read.labels
     if how.degrees:
         first = np.cumsum(read.nodes) - read.nodes
@@ -373,7 +376,7 @@ def ogb(data: Dataset, how: OGB, options: GraphData) -> GraphSet:
     paths, sha256 = fetch(data, list(data.files) or listed)
     tables = {file.removesuffix(".csv.gz"): _table(path) for file, path in paths.items()}
     files = {name: str(paths[f"{name}.csv.gz"]) for name in tables}
-    _check_tables(tables, files)
+    _check_tables(tables, files, how.classes)
     nodes, once, y = (tables[f"raw/{name}"][:, 0] for name in ("num-node-list", "num-edge-list", "graph-label"))
     pairs, labels, sizes = _both_directions(tables["raw/edge"].T, tables["raw/edge-feat"], once)
     graphs = assemble(tables["raw/node-feat"], pairs, labels, y, nodes, sizes)
@@ -388,7 +391,7 @@ def _table(path: Path) -> np.ndarray:
         return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
 
 
-def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) -> None:
+def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str], classes: int) -> None:
     """Raise :class:`DataError` unless OGB's tables, by name, fit together."""
     for name, table in tables.items():
         columns = {"raw/node-feat": None, "raw/edge-feat": None, "raw/edge": 2}.get(name, 1)
@@ -407,7 +410,7 @@ def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) ->
     nodes, once = (tables[f"raw/num-{name}-list"][:, 0] for name in ("node", "edge"))
     same("node-feat", **{f"{files['raw/num-node-list']} in all": int(nodes.sum())})
     same("edge", "edge-feat", **{f"{files['raw/num-edge-list']} in all": int(once.sum())})
-    check("graph-label", "label", 0, GraphSet.classes)
+    check("graph-label", "label", 0, classes)
     check("node-feat", "label", 0, LABELS)
     check("edge-feat", "label", 0, LABELS)
     check("edge", "node", 0, nodes.repeat(once))
