@@ -20,7 +20,7 @@ from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
 from kdbench.plan.cards import card, section_types, sections_of
 from kdbench.plan.catalog import MethodInfo, method, offers
-from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
+from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, later, merge, written
 from kdbench.plan.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
@@ -61,21 +61,16 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
     """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
-        """The run's configuration as plain JSON values.
-
-        The number of threads stands where it is not the default, and ``card`` where the task is a user's own.
-        """
-        sections = {name: None if (s := getattr(self, name)) is None else plain(s) for name in SECTIONS}
-        trainer = {k: v for k, v in plain(self.trainer).items() if (k, v) != ("threads", Trainer().threads)}
+        """The run's configuration as plain JSON values (:func:`written`); ``card`` where the task is a user's own."""
+        sections = {name: None if (s := getattr(self, name)) is None else written(s) for name in SECTIONS}
         return {
             "task": self.task,
             **({"card": self.card_sha256} if self.card_sha256 else {}),
             "scale": self.scale,
-            "method": {"name": self.method, **plain(self.hyperparameters)},
+            "method": {"name": self.method, **written(self.hyperparameters)},
             "control": self.control,
             "seed": self.seed,
             **sections,
-            "trainer": trainer,
         }
 
     @cached_property
@@ -233,11 +228,18 @@ def _checked_seed(given: Any) -> int:
     return seed
 
 
-def from_json(content: Mapping[str, Any], card: str = "") -> RunConfig:
-    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`. ``card``: the path of a user's."""
+def from_json(content: Mapping[str, Any], path: str = "") -> RunConfig:
+    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`. ``path``: that of a user's card."""
     chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
-    chosen["task"] = card or chosen["task"]
-    chosen |= {"method": content["method"]["name"], "trainer.threads": Trainer().threads}
+    chosen["task"] = path or chosen["task"]
+    task = card(str(chosen["task"]))
+    options = {
+        **section_types(task),
+        "method": method(content["method"]["name"], task.family, task.kind).hyperparameters,
+    }
+    chosen["method"] = content["method"]["name"]
+    for name, kind in options.items():
+        chosen |= {f"{name}.{key}": value for key, value in later(kind).items()} if content[name] else {}
     for name in ("method", *SECTIONS):
         for key, value in (content[name] or {}).items():
             if (name, key) != ("method", "name"):

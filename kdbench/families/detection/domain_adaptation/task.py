@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.detection.domain_adaptation import domains, views
 from kdbench.families.detection.domain_adaptation import networks as models
-from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, Loaders, collate
+from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, collate, loaders
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector, MeanTeacher
 from kdbench.plan.config import RunConfig
@@ -140,14 +141,14 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
 
     def data(self) -> Loaders:
         told = self.domains
-        return Loaders(
+        return loaders(
             told.target_train, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed
         )
 
     def labelled(self) -> Loaders:
         """The same loaders with the target's training labels: for the oracle alone."""
         told, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
-        return Loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
+        return loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
 
     def foundation(self) -> Sequence[Stage]:
         return [SourceTask(self.config, self.store).stage()]
@@ -215,7 +216,7 @@ class SourceTask(AdaptationTask):
 
     def data(self) -> Loaders:
         told = self.domains
-        return Loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
+        return loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
 
     def module(self, student: nn.Module) -> AdaptiveDetection:
         return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)

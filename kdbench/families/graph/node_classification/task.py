@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine import inputs
-from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -71,8 +72,8 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     def balance(self) -> dict[str, dict[str, int]]:
         return inputs.counted(self.graph.y.numpy(), self.graph.split.numpy(), self.graph.class_names)
 
-    def data(self) -> RowLoaders:
-        return RowLoaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
+    def data(self) -> Loaders:
+        return number_loaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
 
     def student(self) -> GNN:
         return GNN(self.graph.x.shape[1], self.graph.classes, self.config.student)

@@ -18,6 +18,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
@@ -25,7 +26,7 @@ from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.medical.segmentation_3d import data, networks
 from kdbench.families.medical.segmentation_3d.options import VolumeData, VolumeStudent, VolumeTeacher
-from kdbench.families.medical.segmentation_3d.volumes import SPLITS, Views, VolumeLoaders, Volumes, VolumeSet
+from kdbench.families.medical.segmentation_3d.volumes import SPLITS, Views, Volumes, VolumeSet, volume_loaders
 from kdbench.hashing import write_atomic
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
@@ -142,8 +143,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         """Training views drawn from ``seed``."""
         return Views(self.volumes, self.config.data, seed)
 
-    def data(self) -> VolumeLoaders:
-        return VolumeLoaders(self.volumes, self.views, self.config.seed)
+    def data(self) -> Loaders:
+        return volume_loaders(self.volumes, self.views, self.config.seed)
 
     def network(self, options: VolumeStudent | VolumeTeacher) -> nn.Module:
         """A freshly initialised network for this data."""
@@ -177,7 +178,7 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        loaders = VolumeLoaders(self.volumes, self.views_of(options.seed), options.seed)
+        loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
         fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
         return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.engine import inputs
-from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -88,9 +89,9 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
         names = [f"class {number}" for number in range(self.pairs.classes)]
         return inputs.counted(self.pairs.y.numpy(), self.pairs.split.numpy(), names)
 
-    def data(self) -> RowLoaders:
+    def data(self) -> Loaders:
         size = self.config.data.batch_size
-        return RowLoaders(self.pairs.ids, size, self.config.seed, evaluated=size)
+        return number_loaders(self.pairs.ids, size, self.config.seed, evaluated=size)
 
     def student(self) -> PairNetwork:
         return self.pairs.network((self.config.student.modality,), self.config.student)
