@@ -468,3 +468,14 @@ def test_a_missing_extra_is_told_before_anything_starts(monkeypatch: pytest.Monk
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(UsageError, match="Did you mean 'graph'"):
         catalog.kinds("grahp")
+
+
+@pytest.mark.parametrize("task", [task for task in cards.task_paths() if cards.card(task).primary])
+def test_a_primary_comparison_is_that_of_the_cards_own_student_and_metric(task: str) -> None:
+    """Which comparison a card stands for is not chosen by how it came out."""
+    from kdbench.plan.config import resolve
+
+    card = cards.card(task)
+    assert card.primary and (card.primary.metric, card.primary.settings) == (card.metric, ())
+    student = resolve({"task": task, "scale": card.primary.scale, "method": "kd"}).student
+    assert {name: getattr(student, name) for name in card.primary.student} == card.primary.student
