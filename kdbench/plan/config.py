@@ -20,7 +20,7 @@ from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
 from kdbench.plan.cards import card, section_types, sections_of
 from kdbench.plan.catalog import MethodInfo, method, offers
-from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain
+from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain, written
 from kdbench.plan.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
@@ -57,9 +57,8 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
     """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
-        """The run's configuration as plain JSON values; the number of threads stands where it is not the default."""
-        sections = {name: None if (s := getattr(self, name)) is None else plain(s) for name in SECTIONS}
-        trainer = {k: v for k, v in plain(self.trainer).items() if (k, v) != ("threads", Trainer().threads)}
+        """The run's configuration as plain JSON values; options that came later stand where they have no default."""
+        sections = {name: None if (s := getattr(self, name)) is None else written(s) for name in SECTIONS}
         return {
             "task": self.task,
             "scale": self.scale,
@@ -67,7 +66,6 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
             "control": self.control,
             "seed": self.seed,
             **sections,
-            "trainer": trainer,
         }
 
     @cached_property

@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
@@ -17,6 +17,10 @@ from kdbench.plan.written import WrittenFloat, WrittenInt, as_text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
+
+
+LATER = "later"
+"""Marks an option, ``Annotated[…, LATER]``, that there are records without: :func:`written` leaves out its default."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Trainer:
     """Where to train."""
     devices: Annotated[int, Gt(0), Le(256)] = 1
     """Processes (and GPUs) per node."""
-    threads: Annotated[int, Ge(1), Le(1024)] = 1
+    threads: Annotated[int, Ge(1), Le(1024), LATER] = 1
     """Processor threads of each process: sums are rounded in another order by another number of them."""
     num_nodes: Annotated[int, Gt(0), Le(1000)] = 1
     """Nodes."""
@@ -88,6 +92,19 @@ def plain(options: Any) -> dict[str, Any]:
     """An options dataclass as plain JSON values."""
     dumped: dict[str, Any] = _adapter(options.__class__).dump_python(options, mode="json")
     return dumped
+
+
+def written(options: Any) -> dict[str, Any]:
+    """:func:`plain` without the options marked :data:`LATER` that have their defaults: what names a run."""
+    return {name: value for name, value in plain(options).items() if (name, value) not in _later(options.__class__)}
+
+
+@functools.cache
+def _later(options: type) -> tuple[tuple[str, Any], ...]:
+    """Names and plain defaults of the options that are marked :data:`LATER`."""
+    hints = get_type_hints(options, include_extras=True)
+    marked = [field for field in fields(options) if LATER in getattr(hints[field.name], "__metadata__", ())]
+    return tuple((f.name, f.default_factory() if callable(f.default_factory) else f.default) for f in marked)
 
 
 def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

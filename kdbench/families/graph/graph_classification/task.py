@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
 
+from kdbench.engine import outputs
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.seeds import axis
@@ -173,7 +174,13 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         rows: Tensor = batch.rows
         return rows
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (self.graphs.classes,)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         options, data = self.config.teacher, self.graphs
         told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool")}
         inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
@@ -190,6 +197,8 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
 
     def live_teacher(self) -> FrozenTeacher:
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
+        if self.brought:
+            return self.brought
         network = self.network(self.config.teacher)
         network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
 
@@ -205,10 +214,13 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
             logits = self.cache.read(ids)["logits"]
             metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
             predictions = digits(logits.argmax(dim=-1))
+        scored = {"metrics": metrics, "predictions": predictions}
+        if self.brought:
+            return {"kind": "outputs", "description": outputs.DESCRIPTION, **scored}
         description = (
             f"{options.name}, {options.layers} layers of width {options.width}, trained on all training graphs"
         )
-        return {"kind": options.name, "description": description, "metrics": metrics, "predictions": predictions}
+        return {"kind": options.name, "description": description, **scored}
 
 
 TASK = GraphTask

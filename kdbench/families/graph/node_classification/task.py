@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine import outputs
 from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
@@ -85,10 +86,18 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     def rows_of(self, batch: Tensor) -> Tensor:
         return batch
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (self.graph.classes,)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         return teachers.stages(self.graph, self.config.teacher, self.config.student.layers)
 
     def live_teacher(self) -> FrozenTeacher:
+        if self.brought:
+            return self.brought
         features, head = self.folder("teacher-features"), self.folder("teacher-head")
         network = teachers.build(self.graph, self.config.student.layers, features, head)
         return FrozenTeacher(network, lambda network, rows: network(rows))
@@ -103,7 +112,8 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
             ids = self.graph.ids(split)
             metrics[split] = scores_of(predicted[ids], self.graph.y[ids], self.graph.classes)
         predictions = encode(predicted[self.graph.ids("test")])
-        return {"kind": source, "description": f"{source}, {hops}", "metrics": metrics, "predictions": predictions}
+        description = outputs.DESCRIPTION if self.brought else f"{source}, {hops}"
+        return {"kind": source, "description": description, "metrics": metrics, "predictions": predictions}
 
 
 TASK = NodeTask
