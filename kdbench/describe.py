@@ -51,7 +51,7 @@ def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
 
 def description(name: str) -> dict[str, Any]:
     """One task, method or record file, as plain values."""
-    if name in cards.task_paths():
+    if name in cards.task_paths() or cards.is_path(name):
         return task(name)
     _check(name)
     found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
@@ -107,6 +107,8 @@ def task(name: str) -> dict[str, Any]:
         "methods": sorted(catalog.offered_methods(card.family, card.kind)),
         "scales": scales,
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
+        "defaults_of_methods": {name: dict(values) for name, values in card.methods.items()},
+        "primary": asdict(card.primary) if card.primary else None,
         "reported": [asdict(entry) for entry in card.reported],
     }
 

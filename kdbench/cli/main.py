@@ -22,6 +22,7 @@ from kdbench.cli.shared import (
     Commands,
     cleaned,
     consent,
+    data_sets_option,
     json_option,
     print_json,
     print_runs,
@@ -54,6 +55,7 @@ def main(debug: bool) -> None:
 @main.command()
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE…")
 @runs_option
+@data_sets_option
 @json_option
 @click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
@@ -84,6 +86,7 @@ def run(
     kdbench run task=gnn/cora_text method=lingugkd seed=0..9 student.name=gcn,gat
     kdbench run task=gnn/cora_text method=lingugkd control=none,shuffled_teacher seed=0..9
     kdbench run task=gnn method=lingugkd method.temperature=0.1 trainer.max_epochs=50
+    kdbench run task=./mine.yaml method=mirage          a card of your own, its data described in it
     """
     from kdbench.launch import local
     from kdbench.plan.config import expand, run_folder
@@ -134,6 +137,7 @@ def list_(pattern: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
+@data_sets_option
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show one task, method or record file.
@@ -238,8 +242,30 @@ def reproduce(record: Path, runs: Path, yes: bool, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("task")
+@click.option("--scale", help="One of the task's scales; all of them by default.")
+@data_sets_option
+@json_option
+def check(task: str, scale: str | None, as_json: bool) -> None:
+    """Whether a task's card, files, splits and labels are sound, and which methods will run on it.
+
+    The first fault is named by file and row, and makes the exit code 2. Nothing is trained.
+
+    \b
+    kdbench check ./mine.yaml
+    kdbench check hippocampus --scale small --json
+    """
+    from kdbench.cli import present
+    from kdbench.launch.check import check
+
+    told = check(task, scale)
+    print_json(told) if as_json else say(present.checked(told))
+
+
+@main.command()
 @click.argument("name", required=False)
 @click.argument("words", nargs=-1, metavar="[TASK KEY=VALUE…]")
+@data_sets_option
 @click.option("--fetch", "get", is_flag=True, help="Download what has a public origin.")
 @json_option
 def data(name: str | None, words: tuple[str, ...], get: bool, as_json: bool) -> None:

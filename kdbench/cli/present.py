@@ -49,6 +49,7 @@ def _task(told: dict[str, Any]) -> str:
         _data("data", told["data"]),
         *(_data(f"data of scale={scale}", data) for scale, data in told["data_of_scales"].items()),
         f"methods: {', '.join(told['methods'])}",
+        *_choices(told),
         *textwrap.wrap(told["notes"], WIDTH),
     ]
     for scale, sections in told["scales"].items():
@@ -61,6 +62,34 @@ def _task(told: dict[str, Any]) -> str:
         spread = f" ± {entry['spread']:.4f}" if entry["spread"] is not None else ""
         who = f"{entry['arm']} ({entry['student']})" if entry["student"] else entry["arm"]
         lines.append(f"  {who}: {entry['metric']} {entry['value']:.4f}{spread}  [{entry['source']}]")
+    return "\n".join(lines)
+
+
+def _choices(told: dict[str, Any]) -> list[str]:
+    """The card's defaults of methods, and its primary comparison."""
+    lines = []
+    for name, values in told["defaults_of_methods"].items():
+        lines.append(f"defaults of {name}: {' '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}")
+    if primary := told["primary"]:
+        student = [f"student.{name}={value}" for name, value in primary["student"].items()]
+        words = [f"scale={primary['scale']}", *student, *primary["settings"]]
+        lines.append(f"primary comparison: {' '.join(words)}, by {primary['metric']}")
+    return lines
+
+
+def checked(told: dict[str, Any]) -> str:
+    """A task that was checked, scale by scale."""
+    lines = [f"{told['task']}: {told['family']}, {told['kind'].replace('_', ' ')}, metric {told['metric']}"]
+    for scale, one in told["scales"].items():
+        sizes = ", ".join(f"{split} {count}" for split, count in one["sizes"].items())
+        lines += ["", f"scale={scale}: data {one['data']}; {sizes}; licence: {one['licence']}"]
+        lines.append(f"  fingerprint {one['sha256'][:16]}…, of the split {one['split_sha256'][:16]}…")
+        for split, classes in one["classes"].items():
+            counts = ", ".join(f"{name} {count}" for name, count in classes.items())
+            lines += textwrap.wrap(f"{split}: {counts}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+        able = [name for name, obstacle in one["methods"].items() if obstacle is None]
+        lines.append(f"  will run: {', '.join(able)}")
+        lines += [f"  will not: {name}: {why}" for name, why in one["methods"].items() if why is not None]
     return "\n".join(lines)
 
 

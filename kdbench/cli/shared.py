@@ -41,6 +41,21 @@ runs_option = click.option(
     help="Folder of runs, stages and caches ($KDBENCH_RUNS).",
 )
 yes_option = click.option("--yes", is_flag=True, help="Do not ask before what a record brings is used.")
+
+
+def _name_data_sets(context: click.Context, parameter: click.Parameter, given: Path | None) -> None:
+    """Processes that this one starts hear of the file by the same variable."""
+    if given is not None:
+        os.environ["KDBENCH_DATA_SETS"] = str(given)
+
+
+data_sets_option = click.option(
+    "--data-sets",
+    type=click.Path(path_type=Path),
+    callback=_name_data_sets,
+    expose_value=False,
+    help="YAML file that describes data sets of your own ($KDBENCH_DATA_SETS).",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 stale_option = click.option(

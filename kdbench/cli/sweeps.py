@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli.shared import json_option, print_json, print_runs, print_tables, runs_option, stale_option
+from kdbench.cli.shared import (
+    data_sets_option,
+    json_option,
+    print_json,
+    print_runs,
+    print_tables,
+    runs_option,
+    stale_option,
+)
 from kdbench.errors import DamagedError, KdbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ name_argument = click.argument("name", metavar="SWEEP")
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="KEY=VALUE…|FILE")
 @runs_option
+@data_sets_option
 @json_option
 @click.option("--dry-run", is_flag=True, help="Print the runs and start none.")
 @click.option("--wait", is_flag=True, help="With launcher=slurm: stay until all runs ended, then print the tables.")

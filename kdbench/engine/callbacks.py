@@ -139,10 +139,12 @@ class Progress(pl.Callback):
 class Checkpoints(ModelCheckpoint):
     """``folder/last.ckpt`` every ``every`` epochs, and once more when :data:`stop_asked` is set, which ends the fit.
 
-    Of several processes all stop after the same epoch, whichever was asked. Raises :class:`StoppedError`.
+    With ``steps`` also after so many optimiser steps within an epoch, where a stop that was asked for then takes place.
+    Of several processes all stop at the same point, whichever was asked. Raises :class:`StoppedError`.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, steps: int | None = None) -> None:
+        self.steps, self._seen = steps, 0
         super().__init__(
             dirpath=folder,
             filename="last",
@@ -151,11 +153,40 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
+        if self.steps and stepped and trainer.global_step % self.steps == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.place)
+            self._stop(trainer, f"step {trainer.global_step}")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
+        self._stop(trainer, f"epoch {trainer.current_epoch + 1}")
+
+    @property
+    def place(self) -> Path:
+        """Where the checkpoint lies."""
+        return Path(str(self.dirpath)) / "last.ckpt"
+
+    def _stop(self, trainer: pl.Trainer, where: str) -> None:
         if trainer.strategy.reduce_boolean_decision(stop_asked.is_set(), all=False):
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
-            raise StoppedError(f"Stopped after epoch {trainer.current_epoch + 1}; the checkpoint is written.")
+            trainer.save_checkpoint(self.place)
+            raise StoppedError(f"Stopped after {where}; the checkpoint is written.")
+
+
+class StepBudget(pl.Callback):
+    """Ends the fit after ``steps`` optimiser steps, with a validation of what it has come to."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop, trainer.check_val_every_n_epoch = True, 1
 
 
 class CheckedCheckpoints(TorchCheckpointIO):

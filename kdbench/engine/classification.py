@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
-from kdbench.engine.seeds import axis
 from kdbench.engine.teachers import Outputs
 from kdbench.plan.metrics import Undefined, scores
 from kdbench.plan.options import Optimizer
@@ -73,52 +72,17 @@ def encode(predictions: Tensor) -> str | None:
     return "".join(DIGITS[value] for value in predictions.tolist())
 
 
-class Rows(Dataset[Tensor]):
-    """Row numbers; a batch is fetched in one step."""
-
-    def __init__(self, ids: Tensor) -> None:
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.ids[index]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        return self.ids[indices]
+def number_loaders(
+    ids: Callable[[str], Tensor], batch_size: int | None, seed: int, evaluated: int | None = None
+) -> Loaders:
+    """Loaders of row numbers ``ids(split)``, ``batch_size`` or ``evaluated`` at once, all of them for None."""
+    return Loaders(partial(_numbers, ids, batch_size, evaluated), seed)
 
 
-class RowLoaders(pl.LightningDataModule):
-    """Loaders of row numbers ``ids(split)``, ``batch_size`` or ``evaluated`` at once, all of them for None.
-
-    Training order depends on (seed, epoch) alone and is shared out among the processes; a full batch keeps its order.
-    """
-
-    def __init__(
-        self, ids: Callable[[str], Tensor], batch_size: int | None, seed: int, evaluated: int | None = None
-    ) -> None:
-        super().__init__()
-        self.ids, self.batch_size, self.seed, self.evaluated = ids, batch_size, seed, evaluated
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        rows, trainer = Rows(self.ids("train")), self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler: DistributedSampler[Tensor] = DistributedSampler(
-            rows, world, rank, shuffle=self.batch_size is not None, seed=axis(self.seed, "data_order") % 2**31
-        )
-        return DataLoader(rows, batch_size=self.batch_size or len(rows), sampler=sampler, collate_fn=_same)
-
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        return self._evaluation("test")
-
-    def _evaluation(self, split: str) -> DataLoader[Tensor]:
-        rows = Rows(self.ids(split))
-        return DataLoader(rows, batch_size=self.evaluated or len(rows), collate_fn=_same)
+def _numbers(ids: Callable[[str], Tensor], batch_size: int | None, evaluated: int | None, split: str) -> Rows:
+    numbers = ids(split)
+    return Rows(len(numbers), partial(_pick, numbers), batch_size if split == "train" else evaluated)
 
 
-def _same(batch: Any) -> Any:
-    return batch
+def _pick(numbers: Tensor, rows: Sequence[int], epoch: int) -> Tensor:
+    return numbers[rows]

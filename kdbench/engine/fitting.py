@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepStreams
+from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepBudget, StepStreams
 from kdbench.engine.distributed import rank
 from kdbench.engine.objective import Objective
 from kdbench.hashing import remove_unfinished
@@ -53,9 +53,11 @@ def fit(
     """
     if rank(options.processes) == 0:
         remove_unfinished(folder)
-    checkpoint, files = Checkpoints(folder, options.checkpoint_every_n_epochs), CheckedCheckpoints()
+    checkpoint = Checkpoints(folder, options.checkpoint_every_n_epochs, options.checkpoint_every_n_steps)
+    budget, files = [StepBudget(options.max_steps)] if options.max_steps else [], CheckedCheckpoints()
     trainer = pl.Trainer(
         max_epochs=epochs,
+        max_steps=options.max_steps or -1,
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
@@ -64,7 +66,7 @@ def fit(
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val or None,
         check_val_every_n_epoch=min(options.check_val_every_n_epoch, epochs),
-        callbacks=[StepStreams(seed), *callbacks, checkpoint],
+        callbacks=[StepStreams(seed), *callbacks, *budget, checkpoint],
         plugins=[files, *_environment(options)],
         logger=False,
         enable_progress_bar=False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,3 +126,9 @@ def covered(
             held = ", ".join(f"{other} {count[missing[0]]} of {count.sum()}" for other, count in counts.items())
             more = f", and {len(missing) - 1} more classes miss" if len(missing) > 1 else ""
             raise DataError(f"{where}: the {name} split has no example of class {missing[0]} ({held}){more}.{hint}")
+
+
+def counted(y: np.ndarray, split: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Examples of each class in each split, by their names; ``y`` and ``split`` as for :func:`covered`."""
+    counts = {name: np.bincount(y[split == group], minlength=len(names)) for group, name in enumerate(SPLITS)}
+    return {name: dict(zip(names, of_split.tolist(), strict=True)) for name, of_split in counts.items()}

@@ -9,13 +9,15 @@ from typing import Any, Self
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from kdbench.engine.distributed import in_all, of_all
+from kdbench.engine.loaders import Composite
 from kdbench.engine.objective import Objective
 from kdbench.engine.step import Step
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import Named, Outputs, Teacher
-from kdbench.errors import KdbenchError, NonFiniteLossError, UnknownNameError, unknown
+from kdbench.errors import KdbenchError, NonFiniteLossError, UnknownNameError, UsageError, unknown
 from kdbench.plan.metrics import Undefined, defined
 from kdbench.plan.options import Optimizer
 
@@ -113,18 +115,20 @@ class DistillationModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total, terms, logs, targets = self._loss(batch)
         self._check_finite(total, terms)
-        self._tell({"loss": total, **terms, **logs}, targets)
+        self._tell({"loss": total, **terms, **logs}, targets, batch_idx)
         return total
 
     def _loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor | float], Any]:
         """The loss of a batch, its terms, what else is logged, and the batch's labels."""
-        objective = self.objective
+        objective, beside = self.objective, {}
+        if isinstance(batch, Composite):
+            batch, beside = batch.main, batch.beside
         batch = objective.inputs(batch, self._teachers, self.student)
         output, features = self.observe(batch, self.forward_batch)
         targets = self.targets(batch)
         named = Named("student output", output), Named("tapped student feature", features)
         epochs = self.trainer.max_epochs or 1
-        step = Step(batch, targets, *named, self._teachers, self.current_epoch, epochs, self.student)
+        step = Step(batch, targets, *named, self._teachers, self.current_epoch, epochs, self.student, beside)
         try:
             own = self.task_terms(output, targets) if objective.supervised else {}
             added, weights = objective.loss_terms(step), objective.weights(step)
@@ -168,7 +172,7 @@ class DistillationModule(pl.LightningModule, ABC):
         found = next(told for told in (of_all(mine) if several else [mine]) if told is not None)
         raise NonFiniteLossError(self.global_step, found)
 
-    def _tell(self, values: Mapping[str, Tensor | float], targets: Any) -> None:
+    def _tell(self, values: Mapping[str, Tensor | float], targets: Any, batch_idx: int) -> None:
         """Log ``train/<name>``, each the mean over the epoch's examples in all processes.
 
         Summed here and handed to Lightning with the last batch: its own bookkeeping costs milliseconds a step.
@@ -178,7 +182,7 @@ class DistillationModule(pl.LightningModule, ABC):
             sums = self._told.setdefault(f"train/{name}", [0.0, 0])
             sums[0] = sums[0] + torch.as_tensor(value).detach() * size
             sums[1] += size
-        if self.trainer.is_last_batch:
+        if self._ends_epoch(batch_idx):
             told = self._told if self.trainer.world_size == 1 else _summed(of_all(_plain(self._told)))
             self.log_dict(
                 {name: total / examples for name, (total, examples) in told.items()},
@@ -187,6 +191,18 @@ class DistillationModule(pl.LightningModule, ABC):
                 batch_size=1,
             )
             self._told.clear()
+
+    def _ends_epoch(self, batch_idx: int) -> bool:
+        """Whether no batch of the epoch comes after this one: it is the last, or takes the last step of the budget."""
+        trainer = self.trainer
+        steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        return trainer.is_last_batch or (steps and trainer.global_step + 1 == trainer.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["logged"] = _plain(self._told)  # of an epoch that is not over
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._told = {name: list(sums) for name, sums in checkpoint["logged"].items()}
 
     def judge(self, split: str, batch: Any, batch_idx: int) -> None:
         """Add the student's outputs for a batch to the metrics of ``split``.
@@ -235,10 +251,32 @@ class DistillationModule(pl.LightningModule, ABC):
         optimizer = OPTIMIZERS[options.name](
             self._parameter_groups(), lr=options.lr, weight_decay=options.weight_decay, **more
         )
+        if options.schedule_by == "step":
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = step_schedule(optimizer, options, steps)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         if options.schedule == "constant":
             return optimizer
         epochs = self.trainer.max_epochs or 1
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)]
+        return [optimizer], [CosineAnnealingLR(optimizer, T_max=epochs)]
+
+
+def step_schedule(optimizer: torch.optim.Optimizer, options: Optimizer, steps: int) -> LRScheduler:
+    """The learning rate of each of ``steps`` optimiser steps: lr · i/(w + 1) for i = 1 … w, then the schedule.
+
+    Raises :class:`UsageError` where the warm-up leaves no step.
+    """
+    warmup, rest = options.warmup_steps, steps - options.warmup_steps
+    if rest < 1:
+        raise UsageError(f"optimizer.warmup_steps={warmup}: the training has {steps} optimiser steps in all.")
+    if options.schedule == "cosine":
+        main: LRScheduler = CosineAnnealingLR(optimizer, T_max=rest)
+    else:
+        main = ConstantLR(optimizer, factor=1.0, total_iters=0)
+    if not warmup:
+        return main
+    first = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [first, main], milestones=[warmup])
 
 
 def _is_scalar(value: object) -> bool:

@@ -39,6 +39,8 @@ class Step:
     epochs: int
     """Epochs of the whole fit."""
     student: nn.Module
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """Batches of the other loaders of a composite, by name."""
     logs: dict[str, Tensor] = field(default_factory=dict)
     """Further values that the objective wants logged, by name."""
 

@@ -70,6 +70,10 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
     def facts(self) -> DataFacts:
         """The data's fingerprint, split and sizes."""
 
+    def balance(self) -> Mapping[str, Mapping[str, int]]:
+        """How much there is of each class in each split, by name, for who checks the data; here nothing is known."""
+        return {}
+
     @abstractmethod
     def data(self) -> pl.LightningDataModule:
         """Loaders. ``test_dataloader`` is asked for only when the selected weights are final."""

@@ -11,12 +11,14 @@ from typing import TypeVar
 
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
+from kdbench.launch.check import check_plans
 from kdbench.launch.display import Bars, names_of
 from kdbench.launch.endings import Ending, disk_full, told
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
 from kdbench.plan.cards import card
 from kdbench.plan.config import RunConfig, expand_baselines
+from kdbench.plan.datasets import dataset
 from kdbench.plan.family import require_extra
 from kdbench.results.record import Record
 
@@ -132,9 +134,10 @@ def _side_by_side(
 
 
 def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars: Bars, report: Report) -> None:
-    """The runs in this process."""
+    """The runs in this process. Raises :class:`UsageError` before the first where one of an arm cannot be done."""
     from kdbench.engine.runner import run
 
+    check_plans(configs, root)
     for config in configs:
         bars.begin(config)
         try:
@@ -177,8 +180,8 @@ def scale_note(configs: Sequence[RunConfig], given: Sequence[str]) -> str | None
     """Says which scale was taken when the user named none."""
     if any(word.startswith("scale=") for word in given) or not configs:
         return None
-    task = card(configs[0].task)
+    task = card(configs[0].asked)
     others = [scale for scale in task.scales if scale != configs[0].scale]
     more = f"; others: {', '.join(others)}" if others else ""
-    data = " on generated data" if configs[0].scale == "tiny" else ""
+    data = " on generated data" if dataset(configs[0].dataset).generated else ""
     return f"No scale was given: running {task.name} at scale={configs[0].scale}{data}{more}."

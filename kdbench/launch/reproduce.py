@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.launch.display import Bars, names_of
+from kdbench.plan.cards import is_path
 from kdbench.plan.config import SECTIONS, RunConfig, from_json, resolve
 from kdbench.plan.family import require_extra
-from kdbench.plan.overrides import word
+from kdbench.plan.overrides import parse_overrides, word
 from kdbench.plan.provenance import changes
 from kdbench.results import record as records
 
@@ -42,7 +45,7 @@ def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict
     """
     if old.status != "done":
         raise UsageError(f"{path} is the record of a failed run; there are no numbers to repeat.")
-    config = from_json(old.config)
+    config = from_json(old.config, own_card(old))
     if config.hash != old.config_hash:
         raise KdbenchError(
             f"{path}: this version resolves the configuration to {config.hash[:16]}, not {old.config_hash[:16]}."
@@ -64,6 +67,16 @@ def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict
     return {"match": not differences, "differences": differences, "environment": _environment(old, new)}
 
 
+def own_card(old: records.Record) -> str:
+    """The path of the user's own card that a record's command names; empty for an installed task."""
+    with suppress(ValueError):
+        for text in shlex.split(old.command):
+            key, _, value = text.partition("=")
+            if key == "task" and is_path(value.strip("'\"")):
+                return str(parse_overrides([text])[0].values[0])
+    return ""
+
+
 def brought(old: records.Record, config: RunConfig) -> list[str]:
     """What a record asks of this machine beyond its task's defaults: processes, threads, files and downloads.
 
@@ -74,7 +87,9 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
         told.append(f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes")
     if old.hardware.threads > cores:
         told.append(f"{old.hardware.threads} threads, on {cores} cores")
-    chosen = {name: getattr(config, name) for name in ("task", "method", "scale", "control", "seed")}
+    if config.card:
+        told.append(f"task={config.card}: a card, and the data that it describes")
+    chosen = {name: getattr(config, name) for name in ("method", "scale", "control", "seed")} | {"task": config.asked}
     usual = resolve(chosen)
     for section in ("hyperparameters", *SECTIONS):
         own, default = getattr(config, section), getattr(usual, section)

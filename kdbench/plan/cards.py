@@ -1,21 +1,27 @@
-"""Task cards: one YAML file of ``tasks/`` each, checked field by field. A card's place is its name."""
+"""Task cards: one YAML file each, of ``tasks/`` or the user's own, checked field by field.
+
+A card's place below ``tasks/`` is its name; a card that is asked for by its path has the name of its file.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import CardError, UsageError, shown, unknown
-from kdbench.plan.catalog import PACKAGE, families, folder_of, kind_module, points, told
-from kdbench.plan.datasets import datasets
+from kdbench.hashing import digest
+from kdbench.plan.catalog import PACKAGE, families, folder_of, kind_module, method, points, told
+from kdbench.plan.datasets import dataset, datasets, described, described_as, own, reading_options
 from kdbench.plan.found import Found
 from kdbench.plan.marked_yaml import line_of, read_yaml
 from kdbench.plan.metrics import named
 from kdbench.plan.options import Optimizer, OptionError, Trainer, build, check_sections, merge
+from kdbench.plan.overrides import parse_overrides
 from kdbench.plan.written import as_text
 
 SCALES = ("tiny", "small", "full")
@@ -34,10 +40,24 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Card:
-    """A task card: one YAML file of ``tasks/``. ``defaults`` and each scale hold option sections (data, student, …).
+class Primary:
+    """The comparison that a card stands for: what a board shows first."""
 
-    A scale may name a ``dataset`` of its own beside them.
+    scale: str
+    """Scale of its runs."""
+    student: dict[str, Any]
+    """The options that tell its student, such as ``name: gin``."""
+    metric: str
+    """What they are judged by."""
+    settings: tuple[str, ...] = ()
+    """Its protocol: the settings ``section.option=value`` that its runs have beside the scale's."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A task card: one YAML file. ``defaults`` and each scale hold option sections (data, student, …).
+
+    A scale may name a ``dataset`` of its own beside them; ``datasets`` describes the card's own.
     """
 
     name: str
@@ -53,6 +73,11 @@ class Card:
     notes: str = ""
     own_datasets: Mapping[str, str] = field(default_factory=dict)
     """The data sets of the scales that name one."""
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Defaults of methods' hyper-parameters on this task, by method."""
+    primary: Primary | None = None
+    word: str = ""
+    """What a user's own card was asked for by; empty for one that is installed."""
 
     def dataset_of(self, scale: str) -> str:
         """The data set of a scale."""
@@ -62,6 +87,12 @@ class Card:
     def default_scale(self) -> str:
         """The smallest scale that the card has."""
         return next(scale for scale in SCALES if scale in self.scales)
+
+    def sha256(self, scale: str) -> str:
+        """Digest of what a user's own card says and no option does: its kind, its metric, how its data is read."""
+        data = dataset(self.dataset_of(scale))
+        reads = described_as(data) if data.beside else data.name
+        return digest({"family": self.family, "kind": self.kind, "metric": self.metric, "dataset": reads})
 
 
 @functools.cache
@@ -89,13 +120,46 @@ def _task_folders(found: Found[str, Path]) -> Iterator[Path]:
             yield folder_of(point.value, told(point))
 
 
-@functools.cache
 def card(name: str) -> Card:
-    """The card of a task. Raises :class:`UsageError` for an unknown name, :class:`CardError` for a faulty card."""
+    """The card of a task, by its name or the path of a user's own.
+
+    Raises :class:`UsageError` for an unknown name, :class:`CardError` for a faulty card.
+    """
+    return own_card(name) if is_path(name) else installed(name)
+
+
+@functools.cache
+def installed(name: str) -> Card:
+    """The card of an installed task."""
     task_paths().check(name)
     if name not in task_paths():
         raise unknown("task", name, task_paths())
     return read_card(task_paths()[name], name)
+
+
+def is_path(name: str) -> bool:
+    """Whether a task is asked for by the path of its card."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def own_card(word: str) -> Card:
+    """A user's own card, by its path. It is read again when its file has changed."""
+    path = Path(word)
+    if not path.is_file():
+        raise UsageError(f"There is no task card '{shown(word)}'.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w-]*", path.stem, re.ASCII):
+        raise UsageError(
+            f"{shown(word)}: a task has its file's name, of letters, digits, '_' and '-': rename the file."
+        )
+    if path.stem in task_paths():
+        raise UsageError(f"{shown(word)}: there is a task '{path.stem}' already: rename the file.")
+    state = path.stat()
+    return _own_card(word, str(path.resolve()), state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(64)
+def _own_card(word: str, place: str, *state: int) -> Card:
+    return replace(read_card(Path(word), Path(word).stem), word=word)
 
 
 @functools.cache
@@ -124,7 +188,7 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
 
     if not isinstance(content, dict):
         raise fail("", "a card is a mapping of fields.")
-    known = {entry.name for entry in fields(Card)} - {"name", "path", "own_datasets"}
+    known = {entry.name for entry in fields(Card)} - {"name", "path", "own_datasets", "word"} | {"datasets"}
     for key in content:
         if key not in known:
             raise fail(key, str(unknown("field", key, known)))
@@ -143,11 +207,14 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
     for scale in scales:
         if scale not in SCALES:
             raise fail(f"scales.{scale}", str(unknown("scale", scale, SCALES)))
-    own = {
+    place = (texts["family"], path.parent, "datasets.", texts["kind"])
+    mine = own(described(content["datasets"], lines, path, *place), path) if "datasets" in content else {}
+    of_scales = {
         scale: str(part.pop("dataset"))
         for scale, part in scales.items()
         if isinstance(part, dict) and "dataset" in part
     }
+    texts["dataset"] = mine.get(texts["dataset"], texts["dataset"])
     result = Card(
         name=name,
         path=path,
@@ -156,10 +223,12 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         scales={scale: sections or {} for scale, sections in scales.items()},
         reported=_reported(content.get("reported") or [], fail) if options else (),
         notes=" ".join(str(content.get("notes", "")).split()),
-        own_datasets=own,
+        own_datasets={scale: mine.get(name, name) for scale, name in of_scales.items()},
+        methods=content.get("methods") or {},
+        primary=_primary(content["primary"], fail) if options and "primary" in content else None,
     )
     if options:
-        _check_options(result, fail)
+        _check_options(result, mine, fail)
     return result
 
 
@@ -172,7 +241,17 @@ def _reported(entries: Any, fail: Callable[[str, str], CardError]) -> tuple[Repo
         raise fail(error.field, str(error)) from None
 
 
-def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
+def _primary(entry: Any, fail: Callable[[str, str], CardError]) -> Primary:
+    try:
+        if not isinstance(entry, dict):
+            raise OptionError("primary", "field 'primary' must be a mapping.")
+        primary: Primary = build(Primary, entry, "primary")
+        return primary
+    except OptionError as error:
+        raise fail(error.field, str(error)) from None
+
+
+def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str], CardError]) -> None:
     """Check every option of every section as it is written, and each scale as a whole."""
 
     @contextmanager
@@ -189,7 +268,10 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
         named(card.family, card.kind, card.metric)
     for place, name in (("dataset", card.dataset), *((f"scales.{s}.dataset", d) for s, d in card.own_datasets.items())):
         with reading(place):
-            _check_data(card, name)
+            _check_data(card, name, mine)
+    for name, address in mine.items():
+        with reading(f"datasets.{name}"):
+            reading_options(dataset(address))
     for place, sections in (("defaults", card.defaults), *((f"scales.{s}", c) for s, c in card.scales.items())):
         with reading(place):
             check_sections(types, sections)
@@ -198,16 +280,64 @@ def _check_options(card: Card, fail: Callable[[str, str], CardError]) -> None:
             merged = merge(sections_of(card, scale))
             for section, options in types.items():
                 build(options, merged.get(section, {}), section)
+    with reading("methods"):
+        _check_methods(card)
+    if card.primary:
+        with reading("primary"):
+            _check_primary(card, card.primary)
 
 
-def _check_data(card: Card, name: str) -> None:
-    """Raise :class:`UsageError` for a data set that tasks of this family and kind do not read."""
+def _check_methods(card: Card) -> None:
+    """Raise :class:`UsageError` for a method that does not run on the task, or an option that it does not have."""
+    if not isinstance(card.methods, Mapping):
+        raise OptionError("", "this is a mapping of methods by name.")
+    for name, values in card.methods.items():
+        if not isinstance(values, Mapping):
+            raise OptionError(name, "a method's defaults are a mapping of its options.")
+        try:
+            build(method(name, card.family, card.kind).hyperparameters, values, name)
+        except OptionError:
+            raise
+        except UsageError as error:
+            raise OptionError(name, str(error)) from None
+
+
+def _check_primary(card: Card, primary: Primary) -> None:
+    """Raise :class:`UsageError` for a scale, student, metric or setting that the card does not have."""
+    if primary.scale not in card.scales:
+        raise OptionError("scale", str(unknown("scale", primary.scale, card.scales)))
+    try:
+        named(card.family, card.kind, primary.metric)
+    except UsageError as error:
+        raise OptionError("metric", str(error)) from None
+    types = section_types(card)
+    settings = [(f"student.{name}", value) for name, value in primary.student.items()]
+    for key, value in [*settings, *_settings(primary.settings)]:
+        section, _, option = key.partition(".")
+        if section not in types:
+            raise OptionError("settings", str(unknown("section", section, types)))
+        build(types[section], {option: value}, section)
+
+
+def _settings(words: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for override in parse_overrides(words):
+        if len(override.values) != 1:
+            raise OptionError("settings", f"{override.key} takes one value.")
+        yield override.key, override.values[0]
+
+
+def _check_data(card: Card, name: str, mine: Mapping[str, str]) -> None:
+    """Raise :class:`UsageError` for a data set that is not the card's own and that its kind of task does not read."""
+    if name in mine.values():
+        return
     datasets().check(card.family)
     suited = [one.name for one in datasets().values() if one.family == card.family and one.kind in ("", card.kind)]
     if name not in suited:
         other = datasets().get(name)
         note = f"It is a data set for {other.family} {other.kind.replace('_', ' ')}".rstrip() + "." if other else None
-        raise unknown("dataset", name, suited, note)
+        raise unknown("dataset", name, [*suited, *mine], note)
+    if datasets()[name].beside:
+        reading_options(datasets()[name])
 
 
 def section_types(task: Card) -> dict[str, type]:

@@ -20,7 +20,7 @@ from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
 from kdbench.plan.cards import card, section_types, sections_of
 from kdbench.plan.catalog import MethodInfo, method, offers
-from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, merge, plain, written
+from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, later, merge, written
 from kdbench.plan.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
@@ -51,18 +51,23 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
     teacher: TeacherT
     optimizer: Optimizer
     trainer: Trainer
+    card: str = field(default="", compare=False)
+    """The path of a user's own card, as it was given; empty for an installed task."""
+    card_sha256: str = ""
+    """What that card says beside the options (:meth:`Card.sha256`)."""
     settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     """The user's ``section.option`` settings that are not the method's own."""
     overrides: tuple[str, ...] = field(default=(), compare=False)
     """All of the user's ``section.option`` settings as words."""
 
     def to_json(self) -> dict[str, Any]:
-        """The run's configuration as plain JSON values; options that came later stand where they have no default."""
+        """The run's configuration as plain JSON values (:func:`written`); ``card`` where the task is a user's own."""
         sections = {name: None if (s := getattr(self, name)) is None else written(s) for name in SECTIONS}
         return {
             "task": self.task,
+            **({"card": self.card_sha256} if self.card_sha256 else {}),
             "scale": self.scale,
-            "method": {"name": self.method, **plain(self.hyperparameters)},
+            "method": {"name": self.method, **written(self.hyperparameters)},
             "control": self.control,
             "seed": self.seed,
             **sections,
@@ -74,9 +79,14 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
         return digest(identity(self.to_json()))
 
     @property
+    def asked(self) -> str:
+        """What the task was asked for by: its name, or the path of its card."""
+        return self.card or self.task
+
+    @property
     def command(self) -> str:
         """The line that repeats this run."""
-        words = [f"task={self.task}", f"method={self.method}", f"scale={self.scale}", f"seed={self.seed}"]
+        words = [f"task={word(self.asked)}", f"method={self.method}", f"scale={self.scale}", f"seed={self.seed}"]
         if self.control != "none":
             words.append(f"control={self.control}")
         return shlex.join(["kdbench", "run", *words, *self.overrides])
@@ -126,6 +136,7 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
     configs: dict[str, RunConfig] = {}
     resolved: dict[tuple[str, ...], RunConfig | ControlError] = {}  # but for the seed, which changes nothing else
     refused: UsageError | None = None
+    asked: dict[str, str] = {}  # by the task's name
     for values in itertools.product(*(override.values for override in ordered)):
         chosen = dict(zip((o.key for o in ordered), values, strict=True))
         seed = _checked_seed(chosen.pop("seed", 0))
@@ -139,6 +150,8 @@ def expand(words: Sequence[str]) -> list[RunConfig]:
         if isinstance(config, ControlError):
             refused = config
             continue
+        if (before := asked.setdefault(config.task, config.asked)) != config.asked:
+            raise UsageError(f"{before} and {config.asked} are both task '{config.task}': rename one of the files.")
         config = replace(config, seed=seed)
         configs.setdefault(config.hash, config)
     if not configs and refused is not None:
@@ -164,7 +177,7 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         raise ControlError(f"control={control} needs a method with a frozen teacher; '{info.name}' has {info.teacher}.")
     types = section_types(task)
     mine = _by_section(chosen, types, info)
-    merged = merge([*(sections_of(task, scale)), mine])
+    merged = merge([*sections_of(task, scale), {"method": task.methods.get(info.name, {})}, mine])
     built = {
         name: build(types[name], merged.get(name, {}), name)
         for name in SECTIONS
@@ -183,6 +196,8 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         hyperparameters=hyperparameters,
         control=control,
         seed=_checked_seed(chosen.get("seed", 0)),
+        card=task.word,
+        card_sha256=task.sha256(scale) if task.word else "",
         teacher=built.pop("teacher", None),
         settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
         overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
@@ -198,7 +213,7 @@ def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
 
 def expand_baselines(config: RunConfig) -> list[RunConfig]:
     """The run's ``alone`` and ``kd``: same task, scale, seed and options, no control, default hyper-parameters."""
-    chosen = {"task": config.task, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
+    chosen = {"task": config.asked, "scale": config.scale, "seed": config.seed, **dict(config.settings)}
     names = [n for n in ("alone", "kd") if n != config.method and offers(n, config.family, config.kind)]
     return [resolve({**chosen, "method": name}) for name in names]
 
@@ -213,10 +228,18 @@ def _checked_seed(given: Any) -> int:
     return seed
 
 
-def from_json(content: Mapping[str, Any]) -> RunConfig:
-    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`."""
+def from_json(content: Mapping[str, Any], path: str = "") -> RunConfig:
+    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`. ``path``: that of a user's card."""
     chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
-    chosen |= {"method": content["method"]["name"], "trainer.threads": Trainer().threads}
+    chosen["task"] = path or chosen["task"]
+    task = card(str(chosen["task"]))
+    options = {
+        **section_types(task),
+        "method": method(content["method"]["name"], task.family, task.kind).hyperparameters,
+    }
+    chosen["method"] = content["method"]["name"]
+    for name, kind in options.items():
+        chosen |= {f"{name}.{key}": value for key, value in later(kind).items()} if content[name] else {}
     for name in ("method", *SECTIONS):
         for key, value in (content[name] or {}).items():
             if (name, key) != ("method", "name"):

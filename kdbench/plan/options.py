@@ -6,7 +6,7 @@ import functools
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 LATER = "later"
-"""Marks an option, ``Annotated[…, LATER]``, that there are records without: :func:`written` leaves out its default."""
+"""Marks an option (``Annotated[…, LATER]``) that came after records without it: see :func:`written`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class Optimizer:
     """Momentum; read by sgd alone."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate over the epochs."""
+    schedule_by: Annotated[Literal["epoch", "step"], LATER] = "epoch"
+    """Whether the learning rate changes after each epoch or after each optimiser step."""
+    warmup_steps: Annotated[int, Ge(0), LATER] = 0
+    """Optimiser steps over which the learning rate grows linearly from almost 0; for schedule_by=step."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps and self.schedule_by == "epoch":
+            raise ValueError("warmup_steps needs schedule_by=step")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Trainer:
 
     max_epochs: Annotated[int, Gt(0)] = 100
     """Epochs of the student's training."""
+    max_steps: Annotated[Annotated[int, Gt(0)] | None, LATER] = None
+    """Optimiser steps after which the student's training ends where its epochs have not; null for no such end."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to train."""
     devices: Annotated[int, Gt(0), Le(256)] = 1
@@ -65,6 +75,8 @@ class Trainer:
     """Epochs between validations; the best validation chooses the weights."""
     checkpoint_every_n_epochs: Annotated[int, Gt(0)] = 25
     """Epochs between the checkpoints that a killed run goes on from."""
+    checkpoint_every_n_steps: Annotated[Annotated[int, Gt(0)] | None, LATER] = None
+    """Optimiser steps between further checkpoints, in the middle of a long epoch; a run told to stop stops there."""
 
     @property
     def processes(self) -> int:
@@ -73,10 +85,12 @@ class Trainer:
 
     def in_one_process(self) -> Trainer:
         """The same for a stage: one process of a run does it while the others wait for its result."""
-        return replace(self, devices=1, num_nodes=1, strategy="auto")
+        return replace(self, devices=1, num_nodes=1, strategy="auto", max_steps=None)
 
 
-UNCHANGING = {name: getattr(Trainer(), name) for name in ("accelerator", "checkpoint_every_n_epochs")}
+UNCHANGING = {
+    name: getattr(Trainer(), name) for name in ("accelerator", "checkpoint_every_n_epochs", "checkpoint_every_n_steps")
+}
 """Trainer options that change no number of a run, at their defaults."""
 
 
@@ -85,26 +99,29 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = config.get("trainer")
     if not isinstance(trainer, Mapping):
         return dict(config)
-    return {**config, "trainer": {name: UNCHANGING.get(name, value) for name, value in trainer.items()}}
+    left_out = later(Trainer)
+    kept = {name: UNCHANGING.get(name, value) for name, value in trainer.items()}
+    return {**config, "trainer": {k: v for k, v in kept.items() if k not in left_out or v != left_out[k]}}
+
+
+@functools.cache
+def later(options: type[Any]) -> dict[str, Any]:
+    """The options of a dataclass that are marked :data:`LATER`, with their defaults."""
+    hints = get_type_hints(options, include_extras=True)
+    marked = [field for field in fields(options) if LATER in getattr(hints[field.name], "__metadata__", ())]
+    return {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in marked}
+
+
+def written(options: Any) -> dict[str, Any]:
+    """:func:`plain` without the options marked :data:`LATER` that have their defaults: what names a run."""
+    left_out = later(options.__class__)
+    return {name: v for name, v in plain(options).items() if name not in left_out or v != left_out[name]}
 
 
 def plain(options: Any) -> dict[str, Any]:
     """An options dataclass as plain JSON values."""
     dumped: dict[str, Any] = _adapter(options.__class__).dump_python(options, mode="json")
     return dumped
-
-
-def written(options: Any) -> dict[str, Any]:
-    """:func:`plain` without the options marked :data:`LATER` that have their defaults: what names a run."""
-    return {name: value for name, value in plain(options).items() if (name, value) not in _later(options.__class__)}
-
-
-@functools.cache
-def _later(options: type) -> tuple[tuple[str, Any], ...]:
-    """Names and plain defaults of the options that are marked :data:`LATER`."""
-    hints = get_type_hints(options, include_extras=True)
-    marked = [field for field in fields(options) if LATER in getattr(hints[field.name], "__metadata__", ())]
-    return tuple((f.name, f.default_factory() if callable(f.default_factory) else f.default) for f in marked)
 
 
 def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def _expand_ranges(word: str) -> str:
     return key + equals + _QUOTED_OR_RANGE.sub(written, value)
 
 
-_PLAIN_WORD = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_/](?:[\w/:%+@?-]|\.(?!\.))*", re.ASCII | re.IGNORECASE)
+_PLAIN_WORD = re.compile(
+    r"(?!(?:null|true|false|nan|inf)$)(?:[a-z_/]|\.{1,2}/)(?:[\w/:%+@?-]|\.(?!\.))*", re.ASCII | re.IGNORECASE
+)
 
 
 def word(value: Any) -> str:

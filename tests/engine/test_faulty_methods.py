@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
-from kdbench.engine.classification import Classification, RowLoaders
+from kdbench.engine.classification import Classification, number_loaders
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method
 from kdbench.engine.step import Shapes, Step
@@ -67,7 +67,7 @@ def train(folder: Path, method: Method, module: Points | None = None, *callbacks
     network = nn.Linear(4, 3)
     teacher = FrozenTeacher(network, lambda network, batch: {"logits": network(X[batch]), "hop1": X[batch]})
     module.attach(method, {"teacher": teacher})
-    data = RowLoaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5)
+    data = number_loaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5)
     options = Trainer(accelerator="cpu", checkpoint_every_n_epochs=100)
     fit(module, data, options, epochs, 0, folder, [method, *callbacks])
 

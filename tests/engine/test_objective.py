@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.callbacks import Selection
-from kdbench.engine.classification import Classification, RowLoaders
+from kdbench.engine.classification import Classification, number_loaders
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.objective import Objective, decay_groups
 from kdbench.engine.step import Shapes, Step
@@ -44,7 +44,7 @@ def train(
     module, network = Points(optimizer), nn.Linear(5, 3)
     teacher = FrozenTeacher(network, lambda network, batch: {"logits": network(X[batch])})
     assemble(module, objective, {"teacher": teacher}, torch.arange(4), 0)
-    data = RowLoaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5)
+    data = number_loaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5)
     curves, _ = distil(module, data, selection, Trainer(accelerator="cpu"), epochs, 0, folder)
     return module, curves.values
 

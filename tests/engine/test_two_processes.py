@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from kdbench.engine.callbacks import Curves, Selection
-from kdbench.engine.classification import Classification, RowLoaders
+from kdbench.engine.classification import Classification, number_loaders
 from kdbench.engine.distributed import rank
 from kdbench.engine.fitting import fit
 from kdbench.engine.method import Method
@@ -62,7 +62,7 @@ def trained(case, rows, accumulate=1, norm=False, spoiled=-1):
     method, module, curves = Told(spoiled), Points(norm), Curves()
     teacher = EMATeacher(0.5, lambda network, batch: {"logits": network(X[batch])}, every=2)
     module.attach(method, {"teacher": teacher})
-    data = RowLoaders(lambda split: torch.arange(rows), 12 // processes, seed=0)
+    data = number_loaders(lambda split: torch.arange(rows), 12 // processes, seed=0)
     try:
         fit(module, data, options, 3, 0, folder / case, [method, teacher, Selection("accuracy"), curves])
     except KdbenchError as error:

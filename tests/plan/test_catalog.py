@@ -188,7 +188,7 @@ def test_a_faulty_method_file_is_named_with_its_line(tmp_path: Path, old: str, n
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What was found is forgotten before and after."""
-    found = (catalog.found_methods, cards.task_paths, cards.card, cards.listed)
+    found = (catalog.found_methods, cards.task_paths, cards.installed, cards.listed)
     for one in found:
         one.cache_clear()
     yield

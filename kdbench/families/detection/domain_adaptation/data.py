@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from kdbench.engine.seeds import axis
+from kdbench.engine.loaders import Loaders, Rows
 from kdbench.families.detection.domain_adaptation import pictures
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.hashing import digest
 
+EVALUATED = 8  # images at once
 DIVISOR = 32  # of a batch's height and width: the largest stride
 
 
@@ -135,45 +135,17 @@ def collate(split: Images | Annotated, rows: Sequence[int]) -> Batch:
     return LabelledBatch(canvas, sizes, numbers, scaled)
 
 
-class _Rows(Dataset[int]):
-    """Numbers 0…n-1; the batch is read when it is collated."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
+def loaders(train: Images | Annotated, val: Annotated, test: Annotated | None, batch_size: int, seed: int) -> Loaders:
+    """Loaders of batches of images; ``test`` is None for a domain that is trained and validated on, never tested."""
+    return Loaders(partial(_rows, {"train": train, "val": val, "test": test}, batch_size), seed)
 
 
-class Loaders(pl.LightningDataModule):
-    """Training, validation and test images. The training order depends on (seed, epoch) alone."""
+def _rows(parts: Mapping[str, Images | Annotated | None], batch_size: int, split: str) -> Rows:
+    part = parts[split]
+    if part is None:
+        raise ValueError("the source domain is trained and validated on, never tested")
+    return Rows(len(part), partial(_fetch, part), batch_size if split == "train" else EVALUATED)
 
-    def __init__(
-        self, train: Images | Annotated, val: Annotated, test: Annotated | None, batch_size: int, seed: int
-    ) -> None:
-        super().__init__()
-        self.train, self.val, self.test, self.batch_size, self.seed = train, val, test, batch_size, seed
 
-    def train_dataloader(self) -> DataLoader[int]:
-        trainer, rows = self.trainer, _Rows(len(self.train))
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler: DistributedSampler[int] = DistributedSampler(
-            rows, world, rank, shuffle=True, seed=axis(self.seed, "data_order") % 2**31
-        )
-        return DataLoader(
-            rows, self.batch_size, sampler=sampler, collate_fn=functools.partial(collate, self.train), drop_last=False
-        )
-
-    def val_dataloader(self) -> DataLoader[int]:
-        return self._in_order(self.val)
-
-    def test_dataloader(self) -> DataLoader[int]:
-        if self.test is None:
-            raise ValueError("the source domain is trained and validated on, never tested")
-        return self._in_order(self.test)
-
-    def _in_order(self, split: Annotated) -> DataLoader[int]:
-        return DataLoader(_Rows(len(split)), 8, collate_fn=functools.partial(collate, split))
+def _fetch(split: Images | Annotated, rows: Sequence[int], epoch: int) -> Batch:
+    return collate(split, rows)

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.detection.domain_adaptation import domains, views
 from kdbench.families.detection.domain_adaptation import networks as models
-from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, Loaders, collate
+from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, collate, loaders
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector, MeanTeacher
 from kdbench.plan.config import RunConfig
@@ -127,16 +128,27 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
         sha256 = (told.sha256, told.split_sha256)
         return DataFacts(told.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
 
+    def balance(self) -> dict[str, dict[str, int]]:
+        """True boxes; those of the target's training images are hidden."""
+        here = self.domains
+        parts = {"source train": here.source_train, "source val": here.source_val}
+        parts |= {"val": here.target_val, "test": here.target_test}
+        labels = {name: torch.cat([one.labels for one in part.truth]) for name, part in parts.items()}
+        return {
+            name: dict(zip(here.classes, of.bincount(minlength=len(here.classes)).tolist(), strict=True))
+            for name, of in labels.items()
+        }
+
     def data(self) -> Loaders:
         told = self.domains
-        return Loaders(
+        return loaders(
             told.target_train, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed
         )
 
     def labelled(self) -> Loaders:
         """The same loaders with the target's training labels: for the oracle alone."""
         told, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
-        return Loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
+        return loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
 
     def foundation(self) -> Sequence[Stage]:
         return [SourceTask(self.config, self.store).stage()]
@@ -204,7 +216,7 @@ class SourceTask(AdaptationTask):
 
     def data(self) -> Loaders:
         told = self.domains
-        return Loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
+        return loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
 
     def module(self, student: nn.Module) -> AdaptiveDetection:
         return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
-from torch_geometric.data import Batch
 
+from kdbench.engine.loaders import Loaders, Order, Rows
 from kdbench.engine.seeds import axis
 from kdbench.families.graph.graph_classification.data import Graphs
-from kdbench.families.graph.graph_classification.task import GraphLoaders, GraphTask, loader
+from kdbench.families.graph.graph_classification.task import GraphTask, collate, graph_rows
 
 
-class Draws(Sampler[int]):
+class Draws(Order):
     """Graph numbers of one epoch, which depend on (seed, epoch) alone; every process gets its share.
 
     With ``weights`` they are drawn in proportion to them, with replacement; without, the whole set is gone through in
@@ -24,17 +23,13 @@ class Draws(Sampler[int]):
     """
 
     def __init__(self, count: int, weights: Tensor | None, draws: int, seed: int, place: tuple[int, int]) -> None:
-        self.count, self.weights, self.draws, self.seed, self.epoch = count, weights, draws, seed, 0
+        self.count, self.weights, self.draws, self.seed = count, weights, draws, seed
         self.world, self.rank = place
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning says which epoch begins."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.draws
 
-    def __iter__(self) -> Iterator[int]:
+    def rows(self) -> list[int]:
         generator = torch.Generator().manual_seed(axis(self.seed, "data_order", self.epoch))
         total = self.draws * self.world
         if self.weights is not None:
@@ -42,10 +37,11 @@ class Draws(Sampler[int]):
         else:
             rounds = range(math.ceil(total / self.count))
             drawn = torch.cat([torch.randperm(self.count, generator=generator) for _ in rounds])[:total]
-        return iter(drawn[self.rank :: self.world].tolist())
+        numbers: list[int] = drawn[self.rank :: self.world].tolist()
+        return numbers
 
 
-class SmallLoaders(GraphLoaders):
+class SmallLoaders(Loaders):
     """The task's loaders with another training set, ``small``.
 
     Batches hold ``batch`` graphs, by default the task's batch size, but no more than there are. ``steps``: 'data' gives
@@ -60,18 +56,25 @@ class SmallLoaders(GraphLoaders):
         steps: Literal["data", "set"],
         batch: int | None,
     ) -> None:
-        super().__init__(task.graphs, task.config.data.batch_size, task.config.seed)
+        self.graphs, self.batch_size = task.graphs, task.config.data.batch_size
+        super().__init__(self.rows_of, task.config.seed)
         self.small, self.weights, self.steps = small, weights, steps
         self.small_batch = batch or min(self.batch_size, len(small))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def rows_of(self, split: str) -> Rows:
+        """The small set for training, the task's own graphs of the other splits."""
+        if split != "train":
+            return graph_rows(self.graphs, self.batch_size, split)
+        every = torch.arange(len(self.small))
+        return Rows(len(self.small), partial(collate, self.small, every), self.small_batch)
+
+    def order(self, rows: Rows) -> Draws:
         world, _ = self.place
-        draws = math.ceil(len(self.small) / world)
+        draws = math.ceil(rows.count / world)
         if self.steps == "data":
             share = math.ceil(len(self.graphs.ids("train")) / world)
             draws = math.ceil(share / self.batch_size) * self.small_batch
-        sampler = Draws(len(self.small), self.weights, draws, self.seed, self.place)
-        return loader(self.small, torch.arange(len(self.small)), self.small_batch, sampler)
+        return Draws(rows.count, self.weights, draws, self.seed, self.place)
 
 
 def size_of(small: Graphs) -> dict[str, Tensor]:

@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
 
-from kdbench.engine import outputs
+from kdbench.engine import inputs, outputs
+from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
-from kdbench.engine.seeds import axis
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -89,48 +87,20 @@ def digits(predictions: Tensor) -> str | None:
     return "".join(map(str, predictions.tolist())) if len(predictions) <= 10_000 else None
 
 
-class GraphLoaders(pl.LightningDataModule):
-    """Loaders of PyG batches. Training order depends on (seed, epoch) alone and is shared out among the processes."""
-
-    def __init__(self, data: GraphSet, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.graphs, self.batch_size, self.seed = data, batch_size, seed
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Number of processes, and ours among them."""
-        trainer = self.trainer
-        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        ids = self.graphs.ids("train")
-        sampler: DistributedSampler[Tensor] = DistributedSampler(
-            ids,  # type: ignore[arg-type]
-            *self.place,
-            shuffle=True,
-            seed=axis(self.seed, "data_order") % 2**31,
-        )
-        return loader(self.graphs.graphs, ids, self.batch_size, sampler)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return loader(self.graphs.graphs, self.graphs.ids("val"), EVALUATED, None)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return loader(self.graphs.graphs, self.graphs.ids("test"), EVALUATED, None)
+def graph_loaders(data: GraphSet, batch_size: int, seed: int) -> Loaders:
+    """Loaders of PyG batches."""
+    return Loaders(partial(graph_rows, data, batch_size), seed)
 
 
-def loader(graphs: Graphs, ids: Tensor, batch_size: int, sampler: Any) -> DataLoader[Batch]:
-    """Batches of the graphs ``ids``, in their order or the sampler's."""
-    return DataLoader(
-        ids,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        sampler=sampler,
-        collate_fn=partial(_collate, graphs),
-    )
+def graph_rows(data: GraphSet, batch_size: int, split: str) -> Rows:
+    """The graphs of a split."""
+    ids = data.ids(split)
+    return Rows(len(ids), partial(collate, data.graphs, ids), batch_size if split == "train" else EVALUATED)
 
 
-def _collate(graphs: Graphs, ids: Sequence[Tensor]) -> Batch:
-    return graphs.batch(torch.stack(list(ids)))
+def collate(graphs: Graphs, ids: Tensor, rows: Sequence[int], epoch: int) -> Batch:
+    """The batch of the graphs ``ids[rows]``."""
+    return graphs.batch(ids[rows])
 
 
 class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
@@ -151,8 +121,12 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
             data.name, data.sha256, data.split_sha256, info.generated, info.licence, sizes, rows, data.split
         )
 
-    def data(self) -> GraphLoaders:
-        return GraphLoaders(self.graphs, self.config.data.batch_size, self.config.seed)
+    def balance(self) -> dict[str, dict[str, int]]:
+        names = [f"class {number}" for number in range(self.graphs.classes)]
+        return inputs.counted(self.graphs.graphs.y.numpy(), self.graphs.split.numpy(), names)
+
+    def data(self) -> Loaders:
+        return graph_loaders(self.graphs, self.config.data.batch_size, self.config.seed)
 
     def network(self, options: GraphStudent | GraphTeacher) -> GraphNet:
         """A freshly initialised network for this data."""
@@ -191,7 +165,7 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
                 inputs,
                 options.epochs,
                 options.seed,
-                GraphLoaders(data, self.config.data.batch_size, options.seed),
+                graph_loaders(data, self.config.data.batch_size, options.seed),
             )
         ]
 

@@ -38,7 +38,7 @@ def npz_graph(data: Dataset, how: NpzGraph, options: NodeData, split: int) -> No
         x = x / np.maximum(x.sum(axis=1, keepdims=True), 1e-12)
     inputs.shaped(arrays["edges"], f"{path}: edges", (2, None))
     graphs.check_pairs(arrays["edges"].T, f"{path}: edges", count)
-    most = len(how.class_names) or 2**31
+    most = len(how.class_names) or count
     y = inputs.integers(arrays["y"], f"{path}: y", "class", -1, most)
     if "split" in arrays:
         groups = inputs.integers(arrays["split"], f"{path}: split", "split", 0, UNLABELLED + 1)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine import outputs
-from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine import inputs, outputs
+from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -68,8 +69,11 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
             graph.name, graph.sha256, graph.split_sha256, info.generated, info.licence, sizes, len(graph.y), graph.split
         )
 
-    def data(self) -> RowLoaders:
-        return RowLoaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
+    def balance(self) -> dict[str, dict[str, int]]:
+        return inputs.counted(self.graph.y.numpy(), self.graph.split.numpy(), self.graph.class_names)
+
+    def data(self) -> Loaders:
+        return number_loaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
 
     def student(self) -> GNN:
         return GNN(self.graph.x.shape[1], self.graph.classes, self.config.student)

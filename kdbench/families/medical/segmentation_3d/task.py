@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.engine import outputs
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
@@ -26,7 +27,7 @@ from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.medical.segmentation_3d import data, networks
 from kdbench.families.medical.segmentation_3d.options import VolumeData, VolumeStudent, VolumeTeacher
-from kdbench.families.medical.segmentation_3d.volumes import SPLITS, Views, VolumeLoaders, Volumes, VolumeSet
+from kdbench.families.medical.segmentation_3d.volumes import SPLITS, Views, Volumes, VolumeSet, volume_loaders
 from kdbench.hashing import write_atomic
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
@@ -130,12 +131,23 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         names = [f"{name} view {number}" for name in views.names for number in range(views.each)]
         return DataFacts(*told, len(groups), groups, names)
 
+    def balance(self) -> dict[str, dict[str, int]]:
+        """Volumes whose label has the class."""
+        volumes = self.volumes
+        held = {
+            split: [set(volumes.read(case)[1].flatten().tolist()) for case in volumes.cases[split]] for split in SPLITS
+        }
+        return {
+            split: {name: sum(number in one for one in labels) for number, name in enumerate(volumes.classes)}
+            for split, labels in held.items()
+        }
+
     def views_of(self, seed: int) -> Views:
         """Training views drawn from ``seed``."""
         return Views(self.volumes, self.config.data, seed)
 
-    def data(self) -> VolumeLoaders:
-        return VolumeLoaders(self.volumes, self.views, self.config.seed)
+    def data(self) -> Loaders:
+        return volume_loaders(self.volumes, self.views, self.config.seed)
 
     def network(self, options: VolumeStudent | VolumeTeacher) -> nn.Module:
         """A freshly initialised network for this data."""
@@ -175,7 +187,7 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        loaders = VolumeLoaders(self.volumes, self.views_of(options.seed), options.seed)
+        loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
         fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
         return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from monai import transforms
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.seeds import axis
 from kdbench.errors import UsageError
 from kdbench.families.medical.segmentation_3d.options import VolumeData
@@ -97,7 +96,7 @@ def _plain(value: Any) -> Tensor:
     return tensor.contiguous()
 
 
-class Views(Dataset[Volumes]):
+class Views:
     """Training views; an item is asked for by ``(volume, epoch)``.
 
     Views that come again have a row each: ``volume · n + k`` for view k of n. Fixed crops are the same for all seeds,
@@ -143,27 +142,6 @@ class Views(Dataset[Volumes]):
         return found
 
 
-class Whole(Dataset[Volumes]):
-    """Whole volumes of a split."""
-
-    def __init__(self, volumes: VolumeSet, split: str) -> None:
-        self.volumes, self.names = volumes, volumes.cases[split]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Volumes:
-        image, label = self.volumes.read(self.names[index])
-        return Volumes(image[None], label[None], torch.tensor([-1]))
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Rows in an order that depends on seed and epoch alone, each with the epoch."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((row, self.epoch) for row in super().__iter__())
-
-
 def padded(batches: Sequence[Volumes]) -> Volumes:
     """One batch of whole volumes, each padded at its ends to the largest: the image by its edge, the label by -1."""
     largest = [max(sizes) for sizes in zip(*(batch.image.shape[2:] for batch in batches), strict=True)]
@@ -182,26 +160,21 @@ def joined(batches: Sequence[Volumes]) -> Volumes:
     return Volumes(image, label, rows)
 
 
-class VolumeLoaders(pl.LightningDataModule):
-    """Training views in an order that depends on (seed, epoch) alone; validation and test by whole volumes."""
+def volume_loaders(volumes: VolumeSet, views: Views, seed: int) -> Loaders:
+    """Training views; validation and test by whole volumes."""
+    return Loaders(partial(_rows, volumes, views), seed)
 
-    def __init__(self, volumes: VolumeSet, views: Views, seed: int) -> None:
-        super().__init__()
-        self.volumes, self.views, self.seed = volumes, views, seed
 
-    def train_dataloader(self) -> DataLoader[Volumes]:
-        trainer = self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        order = EpochSampler(self.views, world, rank, seed=axis(self.seed, "data_order") % 2**31)
-        size = self.views.options.batch_size
-        return DataLoader(self.views, batch_size=size, sampler=order, collate_fn=joined)
+def _rows(volumes: VolumeSet, views: Views, split: str) -> Rows:
+    if split == "train":
+        return Rows(len(views), partial(_views, views), views.options.batch_size)
+    return Rows(len(volumes.cases[split]), partial(_whole, volumes, split), views.options.eval_batch_size)
 
-    def val_dataloader(self) -> DataLoader[Volumes]:
-        return self._whole("val")
 
-    def test_dataloader(self) -> DataLoader[Volumes]:
-        return self._whole("test")
+def _views(views: Views, rows: Sequence[int], epoch: int) -> Volumes:
+    return joined([views[row, epoch] for row in rows])
 
-    def _whole(self, split: str) -> DataLoader[Volumes]:
-        size = self.views.options.eval_batch_size
-        return DataLoader(Whole(self.volumes, split), batch_size=size, collate_fn=padded)
+
+def _whole(volumes: VolumeSet, split: str, rows: Sequence[int], epoch: int) -> Volumes:
+    read = [volumes.read(volumes.cases[split][row]) for row in rows]
+    return padded([Volumes(image[None], label[None], torch.tensor([-1])) for image, label in read])

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.engine import outputs
-from kdbench.engine.classification import Classification, RowLoaders, encode, scores_of
+from kdbench.engine import inputs, outputs
+from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
+from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
@@ -84,9 +85,13 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
             pairs.name, pairs.sha256, pairs.split_sha256, info.generated, info.licence, sizes, len(pairs.y), pairs.split
         )
 
-    def data(self) -> RowLoaders:
+    def balance(self) -> dict[str, dict[str, int]]:
+        names = [f"class {number}" for number in range(self.pairs.classes)]
+        return inputs.counted(self.pairs.y.numpy(), self.pairs.split.numpy(), names)
+
+    def data(self) -> Loaders:
         size = self.config.data.batch_size
-        return RowLoaders(self.pairs.ids, size, self.config.seed, evaluated=size)
+        return number_loaders(self.pairs.ids, size, self.config.seed, evaluated=size)
 
     def student(self) -> PairNetwork:
         return self.pairs.network((self.config.student.modality,), self.config.student)

@@ -21,9 +21,9 @@ from kdbench.families.detection.domain_adaptation.data import (
     Batch,
     Images,
     LabelledBatch,
-    Loaders,
     Scale,
     collate,
+    loaders,
 )
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.options import AdaptationData
@@ -66,9 +66,9 @@ def test_what_an_arm_trains_on_has_no_boxes(name: str, request: pytest.FixtureRe
         request.getfixturevalue("real_data")
     options = TINY if name == "stained_shapes" else SMALL
     told = domains.load(name, options)
-    loaders = Loaders(told.target_train, told.target_val, told.target_test, 2, 0)
+    given = loaders(told.target_train, told.target_val, told.target_test, 2, 0)
     assert list(tensors(told.target_train)) == []
-    batch = next(iter(loaders.train_dataloader()))
+    batch = next(iter(given.train_dataloader()))
     assert type(batch) is Batch and list(tensors(batch)) == []
     labelled = domains.hidden(name, options)
     assert labelled.images.names == told.target_train.names and len(list(tensors(labelled))) == len(labelled)
@@ -172,7 +172,7 @@ def test_the_training_order_depends_on_seed_and_epoch() -> None:
     told = domains.load("stained_shapes", TINY)
 
     def order(seed: int, epoch: int) -> list[int]:
-        loader = Loaders(told.target_train, told.target_val, told.target_test, 2, seed).train_dataloader()
+        loader = loaders(told.target_train, told.target_val, told.target_test, 2, seed).train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         return [row for batch in loader for row in batch.rows.tolist()]  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError
-from kdbench.families.graph.graph_classification.data import Graphs, motifs
+from kdbench.families.graph.graph_classification.data import Graphs, read
 from kdbench.families.graph.graph_classification.networks import GraphNet
 from kdbench.families.graph.graph_classification.options import GraphData, GraphStudent
 from kdbench.families.graph.graph_classification.task import GraphClassification, digits, scores
@@ -29,7 +29,7 @@ def network(graphs: Graphs, name: str, layers: int = 2, **options: object) -> Gr
 
 
 def some_graphs(edge_labels: bool) -> Graphs:
-    graphs = motifs(GraphData(graphs=20)).graphs
+    graphs = read("motifs", GraphData(graphs=20)).graphs
     return graphs if edge_labels else replace(graphs, edge_labels=graphs.edge_labels[:, :0])
 
 

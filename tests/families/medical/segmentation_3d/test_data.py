@@ -18,7 +18,7 @@ from kdbench.engine.runner import Outcome
 from kdbench.errors import DataError, UsageError
 from kdbench.families.medical.segmentation_3d import data, nifti
 from kdbench.families.medical.segmentation_3d.options import VolumeData
-from kdbench.families.medical.segmentation_3d.volumes import Views, VolumeLoaders, centred, randomised
+from kdbench.families.medical.segmentation_3d.volumes import Views, centred, randomised, volume_loaders
 from kdbench.plan import datasets
 
 EVERYTHING = VolumeData(train_volumes=None)
@@ -378,7 +378,7 @@ def test_training_order_and_views_depend_on_seed_and_epoch() -> None:
     volumes = data.read("shapes", options)
 
     def epoch(seed: int, number: int) -> list[Any]:
-        loader = VolumeLoaders(volumes, Views(volumes, options, seed), seed).train_dataloader()
+        loader = volume_loaders(volumes, Views(volumes, options, seed), seed).train_dataloader()
         loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
         return list(loader)
 
