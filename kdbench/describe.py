@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from kdbench.plan.cards import section_types, sections_of
 from kdbench.plan.datasets import dataset
 from kdbench.plan.options import build, merge, plain
 
+SPLITS = ("train", "val", "test")
 CORE = ("torch", "pytorch-lightning", "torchmetrics", "hydra-core", "pydantic", "scipy", "rich")
 
 
@@ -114,6 +116,32 @@ def task(name: str) -> dict[str, Any]:
 def _data(name: str) -> dict[str, str]:
     data = dataset(name)
     return {"name": data.name, "title": data.title, "licence": data.licence, "source": data.source}
+
+
+def rows(words: Sequence[str]) -> dict[str, Any]:
+    """The rows of a task that its teacher has outputs for: number, split and, where it has one, name (imports torch).
+
+    ``words``: the task's name, then ``scale=…``, ``seed=…`` and ``data.option=…``.
+    """
+    if not words:
+        raise UsageError("Rows of which task? Example: kdbench data rows gnn seed=0")
+    from kdbench.engine.runner import load_task
+    from kdbench.engine.stages import StageStore
+    from kdbench.plan.config import expand
+
+    name, *more = words
+    for word in more:
+        if not word.startswith(("scale=", "seed=", "data.")):
+            raise UsageError(f"'{shown(word)}': rows depend on scale=…, seed=… and data.option=… alone.")
+    configs = expand([f"task={name}", "method=alone", *more])
+    if len(configs) > 1:
+        raise UsageError("Rows of one scale and seed at a time.")
+    task = load_task(configs[0], StageStore(Path(os.devnull)))
+    facts, shape = task.facts, list(task.logits_shape)
+    splits = [SPLITS[group] if 0 <= group < len(SPLITS) else "none" for group in facts.groups.tolist()]
+    names = facts.names or [""] * facts.rows
+    listed = [{"id": row, "split": s, "name": n} for row, (s, n) in enumerate(zip(splits, names, strict=True))]
+    return {"task": name, "scale": configs[0].scale, "data": facts.sha256, "logits": shape, "rows": listed}
 
 
 def record(path: Path) -> dict[str, Any]:

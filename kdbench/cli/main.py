@@ -264,20 +264,33 @@ def check(task: str, scale: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name", required=False)
+@click.argument("words", nargs=-1, metavar="[TASK KEY=VALUE…]")
 @data_sets_option
 @click.option("--fetch", "get", is_flag=True, help="Download what has a public origin.")
 @json_option
-def data(name: str | None, get: bool, as_json: bool) -> None:
+def data(name: str | None, words: tuple[str, ...], get: bool, as_json: bool) -> None:
     """What data is here, what is missing and how it is got; licences and checksums.
+
+    'kdbench data rows TASK' lists the rows that a teacher of the task has outputs for, as CSV: what a file for
+    teacher.source=outputs must hold.
 
     \b
     kdbench data
     kdbench data cora_text --json
     kdbench data cora --fetch
+    kdbench data rows gnn seed=0 data.words=60
     """
     from kdbench.cli import present
     from kdbench.plan import datasets
 
+    if name == "rows":
+        from kdbench import describe
+
+        listed = describe.rows(words)
+        print_json(listed) if as_json else click.echo(present.rows(listed["rows"]))
+        return
+    if words:
+        raise UsageError(f"'{words[0]}': one data set at a time.")
     if get and name:
         datasets.fetch(datasets.dataset(name))
     elif get:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import textwrap
 from collections.abc import Sequence
@@ -103,6 +105,16 @@ def inventory(told: Sequence[dict[str, Any]]) -> str:
         if one["state"] not in ("present", "generated"):
             lines += textwrap.wrap(f"how: {one['how']}", WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def rows(listed: Sequence[dict[str, Any]]) -> str:
+    """Rows of a task as CSV; without names where they have none."""
+    columns = ["id", "split", "name"] if any(row["name"] for row in listed) else ["id", "split"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
+    return text.getvalue().rstrip("\n")
 
 
 def doctor(told: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kdbench.engine import outputs
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.distillation import assemble, distil
@@ -43,6 +44,8 @@ class DataFacts:
     """Rows that a teacher has outputs for."""
     groups: Tensor
     """int ``[rows]``: the split that each row belongs to."""
+    names: Sequence[str] = ()
+    """What each row shows, where its number does not say so."""
 
 
 class Task(ABC, Generic[DataT, StudentT, TeacherT]):
@@ -110,6 +113,26 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
     @abstractmethod
     def teacher_facts(self) -> dict[str, Any]:
         """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``."""
+
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Shape of a teacher's logits for one row, where they may be brought from elsewhere."""
+        raise UsageError(f"The teacher of {self.config.task} cannot be brought as outputs.")
+
+    @cached_property
+    def brought(self) -> FrozenTeacher | None:
+        """The teacher whose outputs were computed elsewhere (``teacher.source=outputs``), checked; None without one.
+
+        A kind asks for it before its own stages, so that a file that does not fit is refused before any work.
+        """
+        options: Any = self.config.teacher
+        if getattr(options, "source", None) != "outputs":
+            return None
+        if not self.cacheable:
+            raise UsageError(
+                f"{self.config.task} draws its rows anew at every step: no file can hold outputs for them."
+            )
+        return outputs.teacher(options.path, self.facts.rows, self.logits_shape, self.rows_of)
 
     @cached_property
     def cache(self) -> TeacherCache:

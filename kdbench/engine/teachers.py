@@ -57,11 +57,16 @@ class Teacher(ABC):
 
 
 class FrozenTeacher(Teacher):
-    """A network in eval mode without gradients. ``forward(network, batch)`` gives its outputs."""
+    """A network in eval mode without gradients. ``forward(network, batch)`` gives its outputs.
 
-    def __init__(self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs]) -> None:
+    ``sha256`` is that of the network's weights, unless it is given.
+    """
+
+    def __init__(
+        self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs], sha256: str | None = None
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.sha256 = weights_digest(network)
+        self.sha256 = sha256 or weights_digest(network)
         self.module: str = getattr(forward, "__module__", type(forward).__module__)
         """Where ``forward`` is written."""
         self._forward, self._device = forward, torch.device("cpu")

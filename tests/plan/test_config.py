@@ -384,6 +384,14 @@ def test_a_command_repeats_odd_texts(model: str) -> None:
     assert one(*shlex.split(config.command)[2:]) == config
 
 
+def test_a_later_option_is_no_part_of_a_run_until_it_is_set() -> None:
+    (plain,) = expand(["task=gnn", "method=kd"])
+    (same,) = expand(["task=gnn", "method=kd", "teacher.path=null", "trainer.threads=1"])
+    (other,) = expand(["task=gnn", "method=kd", "teacher.path=outputs.npz"])
+    assert "path" not in plain.to_json()["teacher"] and plain.hash == same.hash != other.hash
+    assert other.to_json()["teacher"]["path"] == "outputs.npz" and from_json(other.to_json()).hash == other.hash
+
+
 def test_baselines_share_everything_but_the_method() -> None:
     config = one(
         "task=gnn", "method=lingugkd", "seed=4", "control=random_teacher", "student.width=16", "method.temperature=1"

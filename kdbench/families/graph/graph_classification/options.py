@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
+from kdbench.plan.options import LATER
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class GraphTeacher:
     """Epochs of the teacher's training."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the teacher's training; one teacher serves all run seeds."""
+    source: Annotated[Literal["trained", "outputs"], LATER] = "trained"
+    """trained: as above; outputs: logits computed elsewhere, read from ``path``."""
+    path: Annotated[str | None, LATER] = None
+    """outputs: a .npz or .safetensors file with 'ids' (see 'kdbench data rows'), 'logits' and further outputs."""
     cache: bool = True
     """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
-from kdbench.engine import inputs
+from kdbench.engine import inputs, outputs
 from kdbench.engine.classification import encode
 from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
@@ -161,7 +161,13 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         rows: Tensor = batch.rows
         return rows
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (self.graphs.classes,)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         options, data = self.config.teacher, self.graphs
         told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool")}
         inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
@@ -178,6 +184,8 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
 
     def live_teacher(self) -> FrozenTeacher:
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
+        if self.brought:
+            return self.brought
         network = self.network(self.config.teacher)
         network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
 
@@ -193,10 +201,13 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
             logits = self.cache.read(ids)["logits"]
             metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
             predictions = encode(logits.argmax(dim=-1))
+        scored = {"metrics": metrics, "predictions": predictions}
+        if self.brought:
+            return {"kind": "outputs", "description": outputs.DESCRIPTION, **scored}
         description = (
             f"{options.name}, {options.layers} layers of width {options.width}, trained on all training graphs"
         )
-        return {"kind": options.name, "description": description, "metrics": metrics, "predictions": predictions}
+        return {"kind": options.name, "description": description, **scored}
 
 
 TASK = GraphTask

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
+from kdbench.plan.options import LATER
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ class NodeStudent:
 class NodeTeacher:
     """Where the teacher's hop-wise features come from; a softmax head on top gives its class probabilities."""
 
-    source: Literal["tfidf", "cached", "minilm", "llm", "file"] = "tfidf"
+    source: Literal["tfidf", "cached", "minilm", "llm", "file", "outputs"] = "tfidf"
     """tfidf: all words; cached: language-model features that lie with the data; minilm: sentence encoder;
-    llm: causal LM tuned on prompts; file: your own features."""
+    llm: causal LM tuned on prompts; file: your own features; outputs: logits (and features 'hop0' …) computed
+    elsewhere, read from ``path``."""
     model: str = "tiny-llama"
     """llm: Hugging Face id or folder of a causal language model ('tiny-llama' builds a small one);
     file: a safetensors file with 'features', [nodes, D] or [nodes, layers + 1, D]."""
+    path: Annotated[str | None, LATER] = None
+    """outputs: a .npz or .safetensors file with 'ids' (see 'kdbench data rows'), 'logits' and further outputs."""
     prompt_words: Annotated[int, Gt(0)] = 100
     """llm: words of a text in a prompt."""
     prompt_neighbours: Annotated[int, Gt(0)] = 5

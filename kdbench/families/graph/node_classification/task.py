@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine import inputs
+from kdbench.engine import inputs, outputs
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -90,10 +90,18 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     def rows_of(self, batch: Tensor) -> Tensor:
         return batch
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (self.graph.classes,)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         return teachers.stages(self.graph, self.config.teacher, self.config.student.layers)
 
     def live_teacher(self) -> FrozenTeacher:
+        if self.brought:
+            return self.brought
         features, head = self.folder("teacher-features"), self.folder("teacher-head")
         network = teachers.build(self.graph, self.config.student.layers, features, head)
         return FrozenTeacher(network, lambda network, rows: network(rows))
@@ -108,7 +116,8 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
             ids = self.graph.ids(split)
             metrics[split] = scores_of(predicted[ids], self.graph.y[ids], self.graph.classes)
         predictions = encode(predicted[self.graph.ids("test")])
-        return {"kind": source, "description": f"{source}, {hops}", "metrics": metrics, "predictions": predictions}
+        description = outputs.DESCRIPTION if self.brought else f"{source}, {hops}"
+        return {"kind": source, "description": description, "metrics": metrics, "predictions": predictions}
 
 
 TASK = NodeTask

@@ -18,6 +18,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kdbench.engine import outputs
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
@@ -126,7 +127,9 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         sizes = {split: len(volumes.cases[split]) for split in SPLITS}
         groups = torch.zeros(self.views.rows, dtype=torch.int64)
         told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
-        return DataFacts(*told, len(groups), groups)
+        views = self.views
+        names = [f"{name} view {number}" for name in views.names for number in range(views.each)]
+        return DataFacts(*told, len(groups), groups, names)
 
     def balance(self) -> dict[str, dict[str, int]]:
         """Volumes whose label has the class."""
@@ -169,7 +172,13 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def rows_of(self, batch: Volumes) -> Tensor:
         return batch.rows
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (len(self.volumes.classes), *self.config.data.patch)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         options = self.config.teacher
         told = {name: value for name, value in asdict(options).items() if name not in ("epochs", "seed", "cache")}
         inputs = {
@@ -183,11 +192,16 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
 
     def live_teacher(self) -> FrozenTeacher:
+        if self.brought:
+            return self.brought
         network = self.network(self.config.teacher)
         network.load_state_dict(load_file(self.folder("segmentation-teacher") / "weights.safetensors"))
         return FrozenTeacher(network, one_by_one)
 
     def teacher_facts(self) -> dict[str, Any]:
+        if self.brought:  # for training views alone: no whole volume to score
+            told = {"kind": "outputs", "description": outputs.DESCRIPTION, "predictions": None}
+            return {**told, "metrics": {"val": {}, "test": {}}}
         options, path = self.config.teacher, self.folder("segmentation-teacher") / "scores.json"
         if not path.exists():
             module = self.module(self.live_teacher().network)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
+from kdbench.plan.options import LATER
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class PairStudent:
 class PairTeacher:
     """The frozen teacher of plain distillation."""
 
-    source: Literal["multimodal", "cross_modal"] = "multimodal"
-    """multimodal: the network that sees both views; cross_modal: that of the view the student does not see."""
+    source: Literal["multimodal", "cross_modal", "outputs"] = "multimodal"
+    """multimodal: the network that sees both views; cross_modal: that of the view the student does not see;
+    outputs: logits computed elsewhere, read from ``path``."""
+    path: Annotated[str | None, LATER] = None
+    """outputs: a .npz or .safetensors file with 'ids' (see 'kdbench data rows'), 'logits' and further outputs."""
     cache: bool = True
     """Read teachers' outputs from the cache instead of computing them at every step; the numbers are the same."""
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.engine import inputs
+from kdbench.engine import inputs, outputs
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -127,7 +127,13 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
         """Which teacher plain distillation has."""
         return self.config.teacher.source
 
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        return (self.pairs.classes,)
+
     def stages(self) -> Sequence[Stage]:
+        if self.brought:
+            return ()
         network: Callable[[], PairNetwork] = getattr(self, self.source)
         trainer, seed = self.config.trainer, self.config.seed
         inputs = {**self.inputs, "source": self.source}
@@ -138,6 +144,8 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
         return FrozenTeacher(network, InBlocks(self.pairs, self.config.data.batch_size))
 
     def live_teacher(self) -> FrozenTeacher:
+        if self.brought:
+            return self.brought
         network: PairNetwork = getattr(self, self.source)()
         network.load_state_dict(load_file(self.folder("pair-teacher") / "weights.safetensors"))
         return self.frozen(network)
@@ -157,7 +165,8 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     def teacher_facts(self) -> dict[str, Any]:
         logits = self.all_logits(self.live_teacher())
         seen = " and ".join(self.pairs.views) if self.source == "multimodal" else self.other
-        return {"kind": self.source, "description": f"sees {seen}", **self.scores(logits)}
+        description = outputs.DESCRIPTION if self.brought else f"sees {seen}"
+        return {"kind": self.source, "description": description, **self.scores(logits)}
 
 
 TASK = PairedTask

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.distributed import gather
 from kdbench.engine.step import Shapes, Step
+from kdbench.errors import UsageError
 from kdbench.families.graph.node_classification.methods import lingugkd
 from kdbench.families.graph.node_classification.methods.lingugkd import Hyperparameters, LinguGKD
 from kdbench.families.graph.node_classification.networks import GNN
@@ -218,7 +219,7 @@ def test_gather_in_one_process_is_the_identity() -> None:
 
 def test_every_state_needs_a_hop() -> None:
     shapes = Shapes({"state0": (4,), "state1": (4,)}, {"hop0": (5,), "logits": (3,)})
-    with pytest.raises(ValueError, match="2 student states need as many teacher hops, not 1"):
+    with pytest.raises(UsageError, match="reads the teacher's outputs hop0 … hop1; it has hop0, logits"):
         LinguGKD(Hyperparameters()).modules(shapes)
 
 

@@ -35,6 +35,7 @@ from kdbench.engine.distributed import gather
 from kdbench.engine.losses import info_nce
 from kdbench.engine.method import Method
 from kdbench.engine.step import Shapes, Step
+from kdbench.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class LinguGKD(Method):
     def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
         inputs = [shape[-1] for name, shape in shapes.teacher.items() if name.startswith("hop")]
         if len(inputs) != len(shapes.student):
-            raise ValueError(f"{len(shapes.student)} student states need as many teacher hops, not {len(inputs)}")
+            last, given = len(shapes.student) - 1, ", ".join(shapes.teacher)
+            raise UsageError(f"Hop-wise distillation reads the teacher's outputs hop0 … hop{last}; it has {given}.")
         width = shapes.student["state0"][-1]
         self.projector = Projector(inputs, width, self.options.projector_dropout)
         self.logits = Weights(len(inputs), self.options)
