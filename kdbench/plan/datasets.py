@@ -284,5 +284,5 @@ def inventory(info: Dataset) -> dict[str, Any]:
     own = "present" if any(place.is_dir() for place in info.places()) else "missing"
     states = {str(file["state"]) for file in files} or {own}
     state = "generated" if info.generated else next(s for s in ("corrupt", "missing", "present") if s in states)
-    described = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
-    return {**described, "state": state, "files": files}
+    texts = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
+    return {**texts, "state": state, "files": files}
