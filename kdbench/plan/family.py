@@ -52,7 +52,7 @@ SLURM = Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",))
 def family_files() -> Collected[str, FamilyFile]:
     """The file of every family, by its name."""
     read: Collected[str, FamilyFile] = Collected()
-    for family, package in families().items():
+    for family, package in sorted(families().items()):
         with read.reading(family):
             path = folder_of(package) / "family.yaml"
             read[family] = read_family(path) if path.exists() else FamilyFile(path)
