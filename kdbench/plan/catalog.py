@@ -342,6 +342,11 @@ def option_fields(node: ast.ClassDef) -> tuple[Field, ...]:
 
 def documented_options(options: type) -> tuple[Field, ...]:
     """:func:`option_fields` of an imported options dataclass."""
-    module = importlib.import_module(options.__module__)
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    return next(option_fields(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options.__name__)
+    return _documented(str(importlib.import_module(options.__module__).__file__))[options.__name__]
+
+
+@functools.cache
+def _documented(file: str) -> dict[str, tuple[Field, ...]]:
+    """:func:`option_fields` of every class of a file."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {node.name: option_fields(node) for node in tree.body if isinstance(node, ast.ClassDef)}
