@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first if item.get_closest_marker("slow") is None else min(first, 1)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program to be used as ``sys.executable`` where many processes start: see ``preloaded.py``."""
+    spec = importlib.util.spec_from_file_location("preloaded", Path(__file__).parent / "preloaded.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.server(tmp_path_factory.mktemp("preloaded")) as program:
+        yield str(program)
 
 
 @pytest.fixture

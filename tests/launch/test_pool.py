@@ -34,6 +34,11 @@ def kdbench(*words: str | Path, runs: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.fixture(autouse=True)
+def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", preloaded)
+
+
 def numbers(asked: Sweep) -> dict[str, Any]:
     """What a run's result is, by hash: all but times and the machine."""
     found = {}

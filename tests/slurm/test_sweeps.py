@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ import pytest
 from local_cluster import LocalCluster
 
 from kdbench.cli import main as cli
+from kdbench.engine import runner
 from kdbench.launch import slurm, states
 from kdbench.launch.status import RunStatus, statuses
 from kdbench.launch.sweep import Sweep, from_words, load
@@ -36,15 +37,15 @@ def on_the_cluster(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> It
     cluster.command("scancel", "--me")
 
 
+@pytest.fixture(autouse=True)
+def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What submitit has the jobs start with."""
+    monkeypatch.setattr(sys, "executable", preloaded)
+
+
 def sweep(words: list[str], root: Path, *more: str, code: int = 0) -> Sweep:
-    """Run ``kdbench sweep`` to its end or, on the cluster without ``--wait``, until all is submitted."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kdbench.cli", "sweep", *words, *more, "--runs", str(root)],
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+    """Do ``kdbench sweep`` to its end or, on the cluster without ``--wait``, until all is submitted."""
+    assert cli.entry(["sweep", *words, *more, "--runs", str(root)]) == code
     return from_words(words, root)
 
 
@@ -63,8 +64,11 @@ def logs(asked: Sweep) -> str:
 
 
 def locally(words: list[str], root: Path) -> dict[str, Any]:
-    """The numbers of the same runs, uninterrupted, on this machine."""
-    return numbers(sweep([word for word in words if not word.startswith(("slurm.", "launcher="))], root))
+    """The numbers of the same runs, uninterrupted, in this process."""
+    asked = from_words([word for word in words if not word.startswith(("slurm.", "launcher="))], root)
+    for run in asked.runs.values():
+        runner.run(run.config(), root, runner.Silent())
+    return numbers(asked)
 
 
 def wait_for(condition: Callable[[], Any], asked: Sweep, seconds: float = 240.0) -> None:
@@ -118,12 +122,25 @@ def record(asked: Sweep, key: str) -> Any:
 
 
 def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path) -> None:
-    words = ["task=gnn", "method=kd", "trainer.max_epochs=4000", "name=late", "launcher=slurm", *SMALL[:2]]
-    words += ["slurm.time=1", "slurm.signal=35", "slurm.requeues=50"]  # 25 s at a stretch, the start included
-    asked = sweep(words, tmp_path / "cluster", "--wait")
+    """SLURM warns of it at some time from 10 s after the start; the run is frozen meanwhile, so that it needs no length."""
+    words = ["task=gnn", "method=kd", "trainer.max_epochs=60", "name=late", "launcher=slurm", *SMALL[:2]]
+    words += ["slurm.time=2", "slurm.signal=80", "slurm.requeues=50"]
+    asked = sweep(words, tmp_path / "cluster")
+    wait_for(lambda: state(asked).epoch > 2, asked)
+    pid = state(asked).pid
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: warned(pid), asked)
+    os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: only(asked).phase == "done", asked)
     assert state(asked).attempt > 1, "it was stopped and queued again"
     assert "the checkpoint is written" in logs(asked)
     assert numbers(asked) == locally(words, tmp_path / "local")
+
+
+def warned(pid: int) -> bool:
+    """Whether SLURM's warning waits for a process that is frozen."""
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return any(int(mask, 16) >> signal.SIGUSR2 - 1 & 1 for mask in masks)
 
 
 def test_a_run_that_a_more_urgent_job_preempts_checkpoints_and_goes_on_afterwards(
