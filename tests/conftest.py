@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     spec.loader.exec_module(module)
     with module.server(tmp_path_factory.mktemp("preloaded")) as program:
         yield str(program)
+
+
+@pytest.fixture
+def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``sys.executable`` be :func:`preloaded`: in the test, in what it starts, and in what they start."""
+    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 @pytest.fixture

@@ -165,11 +165,8 @@ def _end(code: int) -> None:
 
 
 if __name__ == "__main__":
-    import kdbench.cli.main
     import kdbench.engine.runner
     import kdbench.families.graph.graph_classification.task
-    import kdbench.families.graph.node_classification.task
-    import kdbench.launch.job
-    import kdbench.launch.pool  # noqa: F401
+    import kdbench.families.graph.node_classification.task  # noqa: F401
 
     _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

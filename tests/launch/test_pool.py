@@ -25,6 +25,8 @@ from kdbench.launch.sweep import Sweep, from_words, load
 from kdbench.plan.config import run_folder
 from kdbench.results import record as records
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 QUICK = ["trainer.max_epochs=1"]
 POISON = "optimizer.name=sgd optimizer.lr=1e30"
 
@@ -32,11 +34,6 @@ POISON = "optimizer.name=sgd optimizer.lr=1e30"
 def kdbench(*words: str | Path, runs: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kdbench.cli", *map(str, words), "--runs", str(runs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(autouse=True)
-def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 def numbers(asked: Sweep) -> dict[str, Any]:

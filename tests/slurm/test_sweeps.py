@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ SMALL = ["slurm.memory=2GB", "slurm.cpus=1", "slurm.time=10"]
 PLAIN = ["trainer.max_epochs=10"]
 LONG = ["trainer.max_epochs=100000"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("quick_start")]
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +34,6 @@ def on_the_cluster(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv(name, value)
     yield
     cluster.command("scancel", "--me")
-
-
-@pytest.fixture(autouse=True)
-def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What submitit has the jobs start with."""
-    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 def sweep(words: list[str], root: Path, *more: str, code: int = 0) -> Sweep:
@@ -122,7 +115,7 @@ def record(asked: Sweep, key: str) -> Any:
 
 
 def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path) -> None:
-    """SLURM warns of it at some time from 10 s after the start; the run is frozen meanwhile, so that it needs no length."""
+    """SLURM warns of it 10 to 40 s after the start. The run is frozen meanwhile, so that it need not be long."""
     words = ["task=gnn", "method=kd", "trainer.max_epochs=60", "name=late", "launcher=slurm", *SMALL[:2]]
     words += ["slurm.time=2", "slurm.signal=80", "slurm.requeues=50"]
     asked = sweep(words, tmp_path / "cluster")

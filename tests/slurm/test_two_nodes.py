@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from kdbench.results.record import Record, loads
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 TEMPLATES = Path(__file__).parents[2] / "slurm"
 WORDS = [
     "task=gnn",
@@ -33,11 +35,6 @@ WORDS = [
 ]
 NODES = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp"]
 SRUN = ["srun", "--nodes=2", "--ntasks-per-node=1", "--job-name=kdbench"]
-
-
-@pytest.fixture(autouse=True)
-def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 def kdbench_run() -> list[str]:
