@@ -24,7 +24,7 @@ test: .venv/installed
 
 # What a developer runs again and again: no SLURM, no browser, no contract, nothing that starts processes.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm and not browser and not contract"
 
 coverage: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not slurm and not browser" --cov --cov-report=term:skip-covered

@@ -264,6 +264,7 @@ entry(["validate", runs])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_start")
 def test_a_full_disk_stops_with_one_message_and_loses_nothing(tmp_path: Path) -> None:
     """Every kind of file is once the one that does not fit: stage, teacher cache, checkpoint, weights, record."""
@@ -295,6 +296,7 @@ entry(["validate", runs])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="mounting a small file system takes root and a mount namespace")
 def test_a_full_file_system_stops_with_one_message_and_a_rerun_with_room_completes(tmp_path: Path) -> None:
     said = end(python(SMALL, tmp_path, before=("unshare", "-m")))
@@ -318,6 +320,7 @@ print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in "ab"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_start")
 def test_two_processes_at_one_run_do_it_once(tmp_path: Path) -> None:
     script = TWO.replace("sys.argv[1]", repr(str(tmp_path)))
@@ -341,6 +344,7 @@ console()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_start")
 def test_a_run_interrupted_and_killed_goes_on_from_its_checkpoint_to_the_same_numbers(
     say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -410,6 +410,7 @@ def test_a_data_set_of_another_kind_is_refused(tmp_path: Path, at: str, data: st
     assert told.startswith(f"{tmp_path}/mine.yaml:{line}: ") and said in told
 
 
+@pytest.mark.slow
 def test_every_data_set_of_graphs_is_of_the_kind_that_loads_it() -> None:
     from kdbench.families.graph.graph_classification import data as graph_data
     from kdbench.families.graph.node_classification import data
