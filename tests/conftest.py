@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ os.environ["KDBENCH_WORKERS"] = "1"  # in the test's own process, which has impo
 
 
 TOGETHER = ("tests/slurm/", "tests/board/browser/")  # one cluster, one browser and one site serve a folder's tests
+MARKS = dict(zip((*TOGETHER, "tests/contract/"), ("slurm", "browser", "contract"), strict=True))
 ALONE = ("tests/launch/test_pool.py", "tests/launch/test_local.py")  # files of long tests, shared out one by one
 
 
@@ -50,19 +54,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, so that no worker is left alone with one at the end: SLURM's, which mostly wait, before all.
 
-    Tests with SLURM or a browser bear the mark of it.
+    Tests with SLURM, those with a browser and the contract bear the mark of it.
     """
     for item in items:
-        for folder, mark in zip(TOGETHER, ("slurm", "browser"), strict=True):
+        for folder, mark in MARKS.items():
             if item.nodeid.startswith(folder):
                 item.add_marker(mark)
 
     def rank(item: pytest.Item) -> int:
-        folders = (*TOGETHER, "tests/contract/")
-        first = next((place for place, folder in enumerate(folders) if item.nodeid.startswith(folder)), len(folders))
-        return first if item.get_closest_marker("slow") is None else min(first, 1)
+        return next((place for place, mark in enumerate((*MARKS.values(), "slow")) if item.get_closest_marker(mark)), 9)
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program to be used as ``sys.executable`` where many processes start: see ``preloaded.py``."""
+    spec = importlib.util.spec_from_file_location("preloaded", Path(__file__).parent / "preloaded.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.server(tmp_path_factory.mktemp("preloaded")) as program:
+        yield str(program)
+
+
+@pytest.fixture
+def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``sys.executable`` be :func:`preloaded`: in the test, in what it starts, and in what they start."""
+    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 @pytest.fixture

@@ -50,9 +50,10 @@ SLURM = Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",))
 
 @functools.cache
 def family_files() -> Collected[str, FamilyFile]:
-    """The file of every family, by its name."""
+    """The file of every family, by its name; ours first, so that no installed one can take a name from them."""
     read: Collected[str, FamilyFile] = Collected()
-    for family, package in sorted(families().items()):
+    ours_first = sorted(families().items(), key=lambda one: (not one[1].startswith("kdbench.families."), one))
+    for family, package in ours_first:
         with read.reading(family):
             path = folder_of(package) / "family.yaml"
             read[family] = read_family(path) if path.exists() else FamilyFile(path)

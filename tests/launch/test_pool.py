@@ -25,6 +25,8 @@ from kdbench.launch.sweep import Sweep, from_words, load
 from kdbench.plan.config import run_folder
 from kdbench.results import record as records
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 QUICK = ["trainer.max_epochs=1"]
 POISON = "optimizer.name=sgd optimizer.lr=1e30"
 
