@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdbench.engine import outputs
+from kdbench.engine import outputs, own
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.distillation import assemble, distil
@@ -24,9 +25,11 @@ from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
+from kdbench.hashing import file_digest
 from kdbench.plan.config import DataT, RunConfig, StudentT, TeacherT
 from kdbench.plan.metrics import named
 from kdbench.plan.options import UNCHANGING, Optimizer
+from kdbench.plan.own import modules as own_modules
 from kdbench.plan.provenance import closure_digest
 
 
@@ -115,9 +118,43 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``."""
 
     @property
-    def logits_shape(self) -> tuple[int, ...]:
-        """Shape of a teacher's logits for one row, where they may be brought from elsewhere."""
-        raise UsageError(f"The teacher of {self.config.task} cannot be brought as outputs.")
+    def logits_shape(self) -> tuple[int, ...] | None:
+        """Shape of the logits of one row, ``[C, …]``; None where a network gives no such logits."""
+        return None
+
+    def fresh_student(self) -> nn.Module:
+        """A student that nothing has been learnt by, from the same options as :meth:`student`."""
+        return self.student()
+
+    def teacher_network(self) -> nn.Module | None:
+        """A fresh network of the frozen teacher's; None where the teacher is none that reads what the student reads."""
+        return None
+
+    def frozen(self, network: nn.Module) -> FrozenTeacher:
+        """A teacher that gives the outputs of a network such as :meth:`teacher_network`."""
+        raise NotImplementedError
+
+    def teacher_stage(
+        self, name: str, inputs: Mapping[str, Any], epochs: int, seed: int, data: pl.LightningDataModule | None = None
+    ) -> Stage:
+        """A stage that trains :meth:`teacher_network` as the student alone would be, or takes ``teacher.weights``.
+
+        ``inputs`` say what the teacher and its training depend on beside the epochs and the seed. Weights that do not
+        fit the network are refused at once.
+        """
+        options: Any = self.config.teacher
+        build, code = self.teacher_network, own_modules(options)
+        if options.weights is None:
+            return self.supervised(name, build, inputs, epochs, seed, data, code)  # type: ignore[arg-type]
+        path, network = Path(options.weights), build()
+        assert network is not None
+        own.load_weights(network, path)
+
+        def take(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
+            shutil.copyfile(path, folder / "weights.safetensors")
+            return {"weights": path.name}
+
+        return Stage(name, {**inputs, "weights": file_digest(path)}, take, code)
 
     @cached_property
     def brought(self) -> FrozenTeacher | None:
@@ -132,6 +169,8 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
             raise UsageError(
                 f"{self.config.task} draws its rows anew at every step: no file can hold outputs for them."
             )
+        if self.logits_shape is None:
+            raise UsageError(f"The teacher of {self.config.task} cannot be brought as outputs.")
         return outputs.teacher(options.path, self.facts.rows, self.logits_shape, self.rows_of)
 
     @cached_property
@@ -202,9 +241,12 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         epochs: int,
         seed: int,
         data: pl.LightningDataModule | None = None,
+        code: Sequence[str] = (),
     ) -> Stage:
         """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
-        return self.distilled(name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data())
+        return self.distilled(
+            name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data(), code=code
+        )
 
     def distilled(
         self,
@@ -222,6 +264,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         optimizer: Optimizer | None = None,
         last: bool | None = None,
         needs: tuple[str, ...] = (),
+        code: Sequence[str] = (),
     ) -> Stage:
         """A stage that is a whole distillation: ``objective`` trains ``student``, as a method trains the student.
 
@@ -229,7 +272,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         ``networks.safetensors``, and reports curves, seconds, and the epoch and the value that chose them. They are
         chosen by the card's metric, or the loss where the objective is judged by it; with ``last`` they are those of
         the last epoch. A killed one goes on from its checkpoint. ``inputs`` says what student, objective, teachers and
-        data are made of; the modules that the given functions are written in count as its code.
+        data are made of; the modules that the given functions are written in count as its code, and those of ``code``.
 
         Where they are not the task's own: ``data``, an ``example`` batch of it, the ``module`` around the student, and
         the ``optimizer``.
@@ -257,8 +300,8 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         made_of = {**inputs, "optimizer": asdict(optimizer), "trainer": trainer, "epochs": epochs}
         made_of |= {"seed": seed, "metric": self.config.metric, "mode": self.selection().mode, "last": last}
         functions = (student, objective, teachers, data, example, module)
-        code = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
-        return Stage(name, made_of, run, tuple(sorted(code)), needs)
+        written = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
+        return Stage(name, made_of, run, tuple(sorted(written | set(code))), needs)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""
