@@ -5,23 +5,27 @@ Source: Hu et al., "Large Language Model Meets Graph Neural Network in Knowledge
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from kdbench.engine.callbacks import Curves
+from kdbench.engine.fitting import fit
+from kdbench.engine.loaders import Loaders, RowLoader, Rows
 from kdbench.errors import UsageError, unknown
 from kdbench.networks.language_model import IGNORED, TuningOptions, collate, completion_nll, encode, load, pad_id
 from kdbench.networks.sentence_encoder import require
+from kdbench.plan.options import Trainer
 
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft asks for it
+
+CHECKPOINT = 100  # optimiser steps between two
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class InstructionTuning(pl.LightningModule):
                 raise unknown("LoRA target module", name, linear)
         self.options = options
         self.losses: list[Tensor] = []
+        self.strict_loading = False  # a checkpoint holds the adapters alone
         self.network = peft.get_peft_model(
             network,
             peft.LoraConfig(
@@ -86,18 +91,25 @@ class InstructionTuning(pl.LightningModule):
         adapters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(adapters, lr=self.options.lr, weight_decay=0.0)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, value in self.named_parameters() if value.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["losses"] = [float(loss) for loss in self.losses]
 
-class Examples(Dataset[tuple[str, str]]):
-    """(prompt, response) pairs, tokenised batch by batch: the tokens of a large graph would take gigabytes."""
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = [torch.tensor(loss) for loss in checkpoint["losses"]]
 
-    def __init__(self, pairs: Sequence[tuple[str, str]]) -> None:
-        self.pairs = pairs
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+class Examples(pl.LightningDataModule):
+    """Batches of (prompt, response) pairs, tokenised as they come: the tokens of a large graph would take gigabytes."""
 
-    def __getitem__(self, index: int) -> tuple[str, str]:
-        return self.pairs[index]
+    def __init__(self, rows: Rows, seed: int) -> None:
+        super().__init__()
+        self._loaders = Loaders(lambda split: rows, seed)
+
+    def train_dataloader(self) -> RowLoader:
+        self._loaders.trainer = self.trainer
+        return self._loaders.train_dataloader()
 
 
 def tune(
@@ -106,51 +118,45 @@ def tune(
     options: TuningOptions,
     folder: Path,
     seed: int,
-    trainer_options: Mapping[str, Any] | None = None,
+    trainer: Trainer | None = None,
 ) -> TuningResult:
     """Stage 1: tune ``model`` on (prompt, response) pairs; write the adapter and the tokenizer to ``folder``.
 
     The folder refers to the base model and opens with ``load``. One ``seed`` draws adapters, order, dropout and noise;
-    on a CPU it fixes every byte of the folder. The caller's random state is left as it was. ``trainer_options`` go
-    to Lightning's Trainer over the defaults. Raises UsageError without examples, and what ``load`` raises.
+    on a CPU it fixes every byte of the folder. The caller's random state is left as it was. A killed tuning goes on
+    from the checkpoint of its adapters in ``folder``. ``trainer`` says where to train and how often to checkpoint; the
+    budget is that of ``options``. Raises UsageError without examples, and what ``load`` raises.
     """
     if not examples:
         raise UsageError("There is nothing to tune on: no (prompt, response) pairs were given.")
     tokenizer, network, notes = load(model, options.quantize)
 
-    def batch_of(some: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-        return collate([encode(tokenizer, *example, options) for example in some], pad_id(tokenizer))
+    def batch_of(rows: Sequence[int], epoch: int) -> dict[str, Tensor]:
+        return collate([encode(tokenizer, *examples[row], options) for row in rows], pad_id(tokenizer))
 
-    precision = options.precision
+    precision: Any = options.precision
     if precision == "auto":
         precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
-    settings: dict[str, Any] = {
-        "max_epochs": options.epochs,
-        "max_steps": options.max_steps,
-        "accumulate_grad_batches": options.accumulate,
-        "precision": precision,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    settings = replace(
+        trainer or Trainer(checkpoint_every_n_steps=CHECKPOINT),
+        max_steps=options.max_steps if options.max_steps > 0 else None,
+        accumulate_grad_batches=options.accumulate,
+        precision=precision,
+    )
+    data = Examples(Rows(len(examples), batch_of, options.batch_size), seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = InstructionTuning(network, options).train()
-        loader = DataLoader(Examples(examples), batch_size=options.batch_size, shuffle=True, collate_fn=batch_of)
-        trainer = pl.Trainer(**settings | dict(trainer_options or {}))
-        start = time.perf_counter()
-        trainer.fit(module, loader)
-        seconds = time.perf_counter() - start
-    if trainer.is_global_zero:
-        # peft keeps the names in a set, whose order differs between processes; sorted, a seed fixes the bytes.
-        module.network.peft_config["default"].target_modules = sorted(options.target_modules)
-        # peft would add the whole embedding matrices, because lm_head is a target; they never change.
-        module.network.save_pretrained(str(folder), save_embedding_layers=False)
-        tokenizer.save_pretrained(str(folder))
-    trainer.strategy.barrier()
+        curves = Curves()
+        fit(module, data, settings, options.epochs, seed, folder, [curves])
+    # peft keeps the names in a set, whose order differs between processes; sorted, a seed fixes the bytes.
+    module.network.peft_config["default"].target_modules = sorted(options.target_modules)
+    # peft would add the whole embedding matrices, because lm_head is a target; they never change.
+    module.network.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(str(folder))
+    (folder / "last.ckpt").unlink(missing_ok=True)
     first, last = module.losses[: options.accumulate], module.losses[-options.accumulate :]
-    return TuningResult(_mean(first), _mean(last), trainer.global_step, seconds, notes)
+    return TuningResult(_mean(first), _mean(last), module.global_step, curves.seconds, notes)
 
 
 def _mean(losses: Sequence[Tensor]) -> float:

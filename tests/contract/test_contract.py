@@ -1,9 +1,10 @@
-"""What every method owes on every task, parametrised over all that is discovered."""
+"""What every method owes, on the tiny card of its kind: one card a kind, every method that the kind offers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbench.engine.method import Method
-from kdbench.engine.runner import Session, load_method, run, run_folder
+from kdbench.engine.runner import Outcome, Session, load_method, run, run_folder
 from kdbench.engine.task import Task
 from kdbench.engine.teachers import FrozenTeacher, weights_digest
 from kdbench.errors import UsageError
@@ -22,43 +23,28 @@ from kdbench.plan.config import RunConfig, resolve
 from kdbench.plan.datasets import dataset
 from kdbench.results import store
 
-EPOCHS = 4
-QUICK = ("node_classification",)  # kinds whose real data trains in seconds; others are tested at scale=tiny
+EPOCHS = 3
+
+
+def kinds() -> list[tuple[str, str]]:
+    """Family and kind of every kind of task."""
+    return [(family, kind) for family in catalog.families() for kind in catalog.kinds(family)]
+
+
+def tiny_cards() -> dict[tuple[str, str], str]:
+    """The first card of each kind that has a tiny scale on generated data."""
+    chosen: dict[tuple[str, str], str] = {}
+    for name in cards.task_paths():
+        card = cards.card(name)
+        if card.default_scale == "tiny" and dataset(card.dataset_of("tiny")).generated:
+            chosen.setdefault((card.family, card.kind), name)
+    return chosen
 
 
 def pairs() -> Iterator[Any]:
-    for name in cards.task_paths():
-        card = cards.card(name)
-        for info in catalog.offered_methods(card.family, card.kind).values():
-            if card.default_scale == "full" or (card.default_scale == "small" and card.kind not in QUICK):
-                continue
-            yield pytest.param(name, info.name, id=f"{name}-{info.name}")
-
-
-def configure(task: str, method: str, **settings: Any) -> RunConfig:
-    """The task at its smallest scale, a few epochs, a narrow student where it has a width."""
-    card = cards.card(task)
-    info = dataset(card.dataset_of(card.default_scale))
-    if not info.generated and any(info.state(name)[0] != "present" for name in info.files):
-        pytest.skip(f"the data set {info.name} is not here (KDBENCH_DATA)")
-    trainer = {"max_epochs": EPOCHS, "checkpoint_every_n_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
-    narrow = {"student.width": 16} if "width" in section_types(card)["student"].__dataclass_fields__ else {}
-    return resolve(
-        {"task": task, "method": method, **narrow, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings}
-    )
-
-
-@pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The uninterrupted run of a task and method, done once."""
-    root, done = tmp_path_factory.mktemp("baseline"), {}
-
-    def get(task: str, method: str) -> Any:
-        if (task, method) not in done:
-            done[task, method] = run(configure(task, method), root, Plain())
-        return done[task, method]
-
-    return get
+    for (family, kind), task in tiny_cards().items():
+        for method in catalog.offered_methods(family, kind):
+            yield pytest.param((task, method), id=f"{task}-{method}")
 
 
 class Plain:
@@ -81,157 +67,235 @@ class Killed(BaseException):
     """Stands for kill -9: nothing of ours handles it."""
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_the_record_validates_and_every_term_is_logged(task: str, method: str, baseline: Any) -> None:
-    outcome = baseline(task, method)
-    assert store.validate([outcome.folder / "record.json"]).problems == []
-    curves = outcome.record.curves
-    trained = load_method(configure(task, method)).epochs(EPOCHS)
+def configure(task: str, method: str, **settings: Any) -> RunConfig:
+    """The task at its tiny scale, a few epochs, a narrow student where it has a width."""
+    trainer = {"max_epochs": EPOCHS, "checkpoint_every_n_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
+    narrow = {"student.width": 16} if "width" in section_types(cards.card(task))["student"].__dataclass_fields__ else {}
+    return resolve(
+        {"task": task, "method": method, **narrow, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings}
+    )
+
+
+def do(config: RunConfig, root: Path) -> Outcome:
+    outcome = run(config, root, Plain())
+    assert outcome is not None
+    return outcome
+
+
+@dataclass(frozen=True)
+class Live:
+    """One fit beside teachers that compute each batch anew, up to where its student is chosen."""
+
+    session: Session
+    networks: list[torch.nn.Module]
+    before: list[str]
+    module: Any
+    weights: dict[str, torch.Tensor]
+    curves: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run of another seed, and what was seen of it."""
+
+    outcome: Outcome
+    asked: list[bool]
+    """For every time that the test loader was made: whether the training was over."""
+    evaluated: list[bool]
+    """For every evaluation: whether the student had the selected weights."""
+
+
+class Pair:
+    """A method on its kind's tiny card, and its runs, each done once. All but one share the stages of the kind."""
+
+    def __init__(self, task: str, method: str, root: Path, shared: Path) -> None:
+        self.task, self.method, self.root, self.shared = task, method, root, shared
+        card = cards.card(task)
+        self.info = catalog.method(method, card.family, card.kind)
+        self.task_type: type[Task] = catalog.kind_module(card.family, card.kind, "task").TASK
+
+    def config(self, **settings: Any) -> RunConfig:
+        return configure(self.task, self.method, **settings)
+
+    def place(self, name: str) -> Path:
+        """A new root for runs that finds the kind's stages done."""
+        root = self.root / name
+        root.mkdir()
+        (root / "stages").symlink_to(self.shared)
+        return root
+
+    @cached_property
+    def baseline(self) -> Outcome:
+        return do(self.config(), self.place("baseline"))
+
+    @cached_property
+    def live(self) -> Live:
+        settings = {"teacher.cache": False} if self.info.teacher == "frozen" else {}
+        root = self.place("live")
+        session = Session(self.config(**settings), root, root, Plain())
+        module, teachers = assembled(session)
+        networks = [teacher.network for teacher in teachers.values() if isinstance(teacher, FrozenTeacher)]
+        before = [weights_digest(network) for network in networks]
+        selection, curves = session.train(module)
+        return Live(session, networks, before, module, selection.weights, curves.values)
+
+    @cached_property
+    def watched(self) -> Watched:
+        config, root = self.config(seed=1), self.place("watched")
+        session = Session(config, root, run_folder(root, config), Plain())
+        kind, chosen, asked, evaluated = type(session.task.data()), [], [], []
+        loader, train, evaluate = kind.test_dataloader, Session.train, Session.evaluate
+
+        def watched_loader(data: Any) -> Any:
+            asked.append(bool(chosen))
+            return loader(data)
+
+        def watched_train(session: Session, module: Any) -> Any:
+            result = train(session, module)
+            chosen.append(result[0].weights)
+            return result
+
+        def watched_evaluate(session: Session, module: Any, split: str) -> dict[str, float]:
+            state = module.student.state_dict()
+            evaluated.append(all(torch.equal(state[name], value) for name, value in chosen[0].items()))
+            return evaluate(session, module, split)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(kind, "test_dataloader", watched_loader)
+            patched.setattr(Session, "train", watched_train)
+            patched.setattr(Session, "evaluate", watched_evaluate)
+            return Watched(do(config, root), asked, evaluated)
+
+
+def assembled(session: Session) -> tuple[Any, dict[str, Any]]:
+    for stage in session.stages():
+        session.store.ensure(stage)
+    return session.assemble()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind's finished stages."""
+    root = tmp_path_factory.mktemp("stages")
+
+    def folder(task: str) -> Path:
+        (root / task).mkdir(parents=True, exist_ok=True)
+        return root / task
+
+    return folder
+
+
+@pytest.fixture(scope="module", params=pairs())
+def pair(
+    request: pytest.FixtureRequest, shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Pair:
+    task, method = request.param
+    return Pair(task, method, tmp_path_factory.mktemp("pair"), shared(task))
+
+
+@pytest.mark.parametrize("kind", kinds(), ids="-".join)
+def test_every_kind_has_a_tiny_card(kind: tuple[str, str]) -> None:
+    assert kind in tiny_cards(), "a kind is held to this contract on generated data"
+
+
+def test_the_record_validates_and_every_term_is_logged(pair: Pair) -> None:
+    assert store.validate([pair.baseline.folder / "record.json"]).problems == []
+    curves = pair.baseline.record.curves
+    trained = load_method(pair.config()).epochs(EPOCHS)
     assert curves["epoch"] == list(range(trained)) and ("train/loss" in curves) == (trained > 0)
     weighted = {name.removeprefix("train/weight of ") for name in curves if "weight of" in name}
     assert all(f"train/{name}" in curves for name in weighted)
     assert torch.isfinite(torch.tensor(list(curves.values()))).all()
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_the_same_seed_gives_the_same_bits(task: str, method: str, baseline: Any, tmp_path: Path) -> None:
-    first, again = baseline(task, method), run(configure(task, method), tmp_path, Plain())
-    assert again is not None and first.record.metrics == again.record.metrics
+def test_the_same_seed_gives_the_same_bits(pair: Pair, tmp_path: Path) -> None:
+    """From nothing, its stages included."""
+    first, again = pair.baseline, do(pair.config(), tmp_path)
+    assert not any(stage.reused for stage in again.record.stages)
+    assert first.record.metrics == again.record.metrics
     assert first.record.predictions == again.record.predictions and first.record.curves == again.record.curves
-    other = run(configure(task, method, seed=1), tmp_path, Plain())
-    assert other is not None
-    weights, others = (load_file(o.folder / "student.safetensors") for o in (first, other))
-    assert not all(torch.equal(weights[name], others[name]) for name in weights)
+    assert same(*(load_file(o.folder / "student.safetensors") for o in (first, again)))
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_a_killed_run_goes_on_to_the_same_bits(task: str, method: str, baseline: Any, tmp_path: Path) -> None:
-    config = configure(task, method)
+def test_another_seed_gives_other_bits(pair: Pair) -> None:
+    assert not same(*(load_file(o.folder / "student.safetensors") for o in (pair.baseline, pair.watched.outcome)))
+
+
+def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(pair: Pair) -> None:
+    config = pair.config()
     if not load_method(config).epochs(EPOCHS):
         pytest.skip("nothing is trained after the stages")
+    root = pair.place("killed")
     with pytest.raises(Killed):
-        run(config, tmp_path, Plain(kill_after=3))
-    assert not (run_folder(tmp_path, config) / "record.json").exists()
+        run(config, root, Plain(kill_after=2))
+    assert not (run_folder(root, config) / "record.json").exists()
     second = Plain()
-    resumed = run(config, tmp_path, second)
-    assert second.epochs == [3, 4], "it goes on after the last checkpoint, that of epoch 2"
-    assert resumed is not None and resumed.record.metrics == baseline(task, method).record.metrics
-    assert resumed.record.curves == baseline(task, method).record.curves
+    resumed = run(config, root, second)
+    assert second.epochs == [2, 3], "it goes on after the last checkpoint, that of epoch 1"
+    assert resumed is not None and resumed.record.metrics == pair.baseline.record.metrics
+    assert resumed.record.curves == pair.baseline.record.curves
     assert not (resumed.folder / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_the_test_loader_waits_for_the_selected_weights(
-    task: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = configure(task, method)
-    session = Session(config, tmp_path, run_folder(tmp_path, config), Plain())
-    asked: list[bool] = []
-    kind, trained = type(session.task.data()), []
-    real_loader, real_train = kind.test_dataloader, Session.train
-    monkeypatch.setattr(kind, "test_dataloader", lambda self: (asked.append(bool(trained)), real_loader(self))[1])
-
-    def train(self: Session, module: Any) -> Any:
-        result = real_train(self, module)
-        trained.append(result[0].weights)
-        return result
-
-    monkeypatch.setattr(Session, "train", train)
-    evaluated: list[bool] = []
-    real_evaluate = Session.evaluate
-
-    def evaluate(self: Session, module: Any, split: str) -> dict[str, float]:
-        state = module.student.state_dict()
-        evaluated.append(all(torch.equal(state[name], value) for name, value in trained[0].items()))
-        return real_evaluate(self, module, split)
-
-    monkeypatch.setattr(Session, "evaluate", evaluate)
-    session.folder.mkdir(parents=True)
-    session.execute()
-    assert asked and all(asked) and evaluated == [True, True]
+def test_the_test_loader_waits_for_the_selected_weights(pair: Pair) -> None:
+    assert pair.watched.asked and all(pair.watched.asked) and pair.watched.evaluated == [True, True]
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_the_teacher_stays_out_of_training(task: str, method: str, tmp_path: Path) -> None:
-    settings = {"teacher.cache": False} if catalog_entry(task, method).teacher == "frozen" else {}
-    config = configure(task, method, **settings)
-    session = Session(config, tmp_path, tmp_path, Plain())
-    for stage in session.stages():
-        session.store.ensure(stage)
-    module, teachers = session.assemble()
-    if session.method.teacher == "none":
-        assert teachers == {} and config.to_json()["teacher"] is None
+def test_the_teacher_stays_out_of_training(pair: Pair) -> None:
+    if pair.info.teacher == "none":
+        session = Session(pair.config(), pair.root, pair.root, Plain())
+        assert session.method.teacher == "none" and session.config.to_json()["teacher"] is None
+        assert not session.method.teachers(session.task)
         return
-    frozen = [teacher for teacher in teachers.values() if isinstance(teacher, FrozenTeacher)]
-    assert frozen or session.method.teacher != "frozen"
-    before = [weights_digest(teacher.network) for teacher in frozen]
-    session.train(module)
-    mine = {
-        id(parameter) for teacher in frozen for parameter in (*teacher.network.parameters(), *teacher.network.buffers())
-    }
-    assert mine.isdisjoint(id(p) for p in (*module.parameters(), *module.buffers()))
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    live = pair.live
+    assert live.networks or live.session.method.teacher != "frozen"
+    theirs = {id(p) for network in live.networks for p in (*network.parameters(), *network.buffers())}
+    assert theirs.isdisjoint(id(p) for p in (*live.module.parameters(), *live.module.buffers()))
+    checkpoint = torch.load(live.session.folder / "last.ckpt", weights_only=False)
     saved = [value for value in checkpoint["state_dict"].values() if value.dim() > 1]
-    for teacher in frozen:  # by value, since a student may be of the same shape as a part of its teacher
-        for value in teacher.network.state_dict().values():
+    for network in live.networks:  # by value, since a student may be of the same shape as a part of its teacher
+        for value in network.state_dict().values():
             assert value.dim() < 2 or not any(value.shape == s.shape and torch.equal(value, s) for s in saved)
-    assert all(not child.training for teacher in frozen for child in teacher.network.modules())
-    assert [weights_digest(teacher.network) for teacher in frozen] == before
+    assert all(not child.training for network in live.networks for child in network.modules())
+    assert [weights_digest(network) for network in live.networks] == live.before
 
 
-def task_type(task: str) -> type[Task]:
-    card = cards.card(task)
-    found: type[Task] = catalog.kind_module(card.family, card.kind, "task").TASK
-    return found
-
-
-def catalog_entry(task: str, method: str) -> catalog.MethodInfo:
-    card = cards.card(task)
-    return catalog.method(method, card.family, card.kind)
-
-
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_cached_training_is_live_training(task: str, method: str, baseline: Any, tmp_path: Path) -> None:
-    if catalog_entry(task, method).teacher != "frozen":
+def test_cached_training_is_live_training(pair: Pair, tmp_path: Path) -> None:
+    if pair.info.teacher != "frozen":
         pytest.skip("only a frozen teacher has a cache")
-    if not task_type(task).cacheable:
+    if not pair.task_type.cacheable:
         with pytest.raises(UsageError, match="random view"):
-            run(configure(task, method, **{"teacher.cache": True}), tmp_path, Plain())
+            run(pair.config(**{"teacher.cache": True}), tmp_path, Plain())
         return
-    live = run(configure(task, method, **{"teacher.cache": False}), tmp_path, Plain())
-    assert live is not None
-    weights, cached = (load_file(o.folder / "student.safetensors") for o in (live, baseline(task, method)))
-    assert all(torch.equal(weights[name], cached[name]) for name in cached) and len(weights) == len(cached)
-    assert live.record.curves == baseline(task, method).record.curves
+    assert same(load_file(pair.baseline.folder / "student.safetensors"), pair.live.weights)
+    assert pair.live.curves == pair.baseline.record.curves
 
 
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_arms_of_one_seed_start_from_the_same_student(task: str, method: str, tmp_path: Path) -> None:
-    starts = []
-    for name in ("alone", method):
-        session = Session(configure(task, name), tmp_path, tmp_path, Plain())
+def test_arms_of_one_seed_start_from_the_same_student(pair: Pair) -> None:
+    root, starts = pair.place("start"), []
+    for name in ("alone", pair.method):
+        session = Session(configure(pair.task, name), root, root, Plain())
         if type(session.method).student is not Method.student:
             pytest.skip("its student begins with what its stages left")
-        for stage in session.stages():
-            session.store.ensure(stage)
-        starts.append(weights_digest(session.assemble()[0].student))
+        starts.append(weights_digest(assembled(session)[0].student))
     assert starts[0] == starts[1]
 
 
 @pytest.mark.parametrize("control", ["shuffled_teacher", "random_teacher"])
-@pytest.mark.parametrize(("task", "method"), pairs())
-def test_controls_change_the_teacher_and_nothing_else(
-    task: str, method: str, control: str, baseline: Any, tmp_path: Path
-) -> None:
-    if catalog_entry(task, method).teacher != "frozen":
+def test_controls_change_the_teacher_and_nothing_else(pair: Pair, control: str, tmp_path: Path) -> None:
+    if pair.info.teacher != "frozen":
         pytest.skip("controls replace a frozen teacher")
-    if not task_type(task).cacheable:
+    if not pair.task_type.cacheable:
         with pytest.raises(UsageError, match="random view"):
-            run(configure(task, method, control=control), tmp_path, Plain())
+            run(pair.config(control=control), tmp_path, Plain())
         return
-    outcome = run(configure(task, method, control=control), tmp_path, Plain())
-    assert outcome is not None and store.validate([outcome.folder / "record.json"]).problems == []
-    real = baseline(task, method).record
+    outcome = do(pair.config(control=control), pair.place(control))
+    assert store.validate([outcome.folder / "record.json"]).problems == []
+    real = pair.baseline.record
     assert outcome.record.group == real.group and outcome.record.data == real.data
     assert outcome.record.curves["train/loss"] != real.curves["train/loss"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel
@@ -84,19 +84,20 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def write_tu(folder: Path, graphs: int = 60) -> None:
-    """Trees of class -1 and trees with one edge more of class 1, in the TU collection's files."""
+def write_tu(folder: Path, graphs: int = 60, classes: Sequence[int] = (-1, 1)) -> None:
+    """Trees, the class telling how many edges they have beside, in the TU collection's files."""
     rng, edges, indicator, offset = np.random.default_rng(0), [], [], 0
     for graph in range(graphs):
         size = int(rng.integers(4, 8))
-        pairs = [(node, int(rng.integers(node))) for node in range(1, size)] + [(size - 1, 0)] * (graph % 2)
+        pairs = [(node, int(rng.integers(node))) for node in range(1, size)]
+        pairs += [(size - 1, extra) for extra in range(graph % len(classes))]
         edges += [(offset + a + 1, offset + b + 1) for pair in pairs for a, b in (pair, pair[::-1])]
         indicator += [graph + 1] * size
         offset += size
     lines = {
         "A": [f"{a}, {b}" for a, b in edges],
         "graph_indicator": indicator,
-        "graph_labels": [1 if graph % 2 else -1 for graph in range(graphs)],
+        "graph_labels": [classes[graph % len(classes)] for graph in range(graphs)],
         "node_labels": rng.integers(3, size=offset).tolist(),
     }
     for name, rows in lines.items():
@@ -112,6 +113,19 @@ def test_a_set_of_the_tu_collection(tmp_path: Path, data: Path, do: Do) -> None:
     sizes = record.data.sizes
     assert (sizes.train, sizes.val, sizes.test) == (36, 12, 12) and record.data.licence == "CC0-1.0"
     assert do(task, "method=kd").record.status == "done"
+
+
+def test_graphs_of_three_classes(tmp_path: Path, data: Path, do: Do) -> None:
+    write_tu(data, classes=(4, 7, 9))
+    shares = "    options: {validation: 0.25, test: 0.25}\n"
+    task = card(tmp_path, "graph", "graph_classification", "accuracy", "tu", shares + GRAPHS)
+    for method in ("kd", "mirage", "random_graphs"):
+        record = do(task, f"method={method}").record
+        assert record.metrics is not None and 0 <= record.metrics.test["auc"] <= 1
+        assert record.confusion is not None and len(record.confusion) == 3
+        assert record.predictions is not None and set(record.predictions) <= set("012")
+    with pytest.raises(UsageError, match=r"theta=\[3, 3\]: own_set has 3 classes, so as many thresholds"):
+        do(task, "method=mirage", "method.theta=[3,3]")
 
 
 def test_the_tu_files_mean_the_graphs_that_they_list(tmp_path: Path, data: Path) -> None:
@@ -145,7 +159,7 @@ def test_the_tu_files_mean_the_graphs_that_they_list(tmp_path: Path, data: Path)
         ("graph_indicator", "1\n1\n1\n1\n", r"graph 2 has no node"),
         ("graph_indicator", "1\n1\n3\n3\n", r"X_graph_indicator\.txt:3: graph 3 is none of 1…2"),
         ("graph_labels", "1\nx\n", r"X_graph_labels\.txt cannot be read"),
-        ("graph_labels", "1\n1\n", r"graphs of the classes \[1\]"),
+        ("graph_labels", "1\n1\n", r"X_graph_labels\.txt has graphs of the class \[1\] alone"),
         ("node_labels", "1\n", r"X_graph_indicator\.txt has 4 rows, .*X_node_labels\.txt has 1 rows"),
         ("node_labels", None, r"own_set has no labels of nodes .*: say 'degrees: true'"),
         ("graph_labels", None, r"lacks X_graph_labels\.txt"),

@@ -21,6 +21,7 @@ from kdbench.hashing import file_digest
 from kdbench.networks import language_model as lm
 from kdbench.networks.instruction_tuning import InstructionTuning, TuningResult, tune
 from kdbench.networks.sentence_encoder import sentence_features
+from kdbench.plan.options import Trainer
 
 CLASSES = ["Theory", "Genetic", "Rules"]
 TEXTS = {"Theory": "proof bound lemma", "Genetic": "genes mutate cross", "Rules": "logic clause induce"}
@@ -33,7 +34,7 @@ PROMPTS: list[list[str | None]] = [[question, f"longer context, {question}"] for
 OPTIONS = lm.TuningOptions(
     lr=1e-2, epochs=40, batch_size=3, accumulate=2, lora_r=8, lora_alpha=16, lora_dropout=0.05, neftune_alpha=1.0
 )
-ON_CPU = {"accelerator": "cpu", "precision": "32-true"}
+ON_CPU = Trainer(accelerator="cpu", checkpoint_every_n_steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,27 @@ def test_the_same_seed_gives_the_same_bytes_and_leaves_the_random_state(base: Pa
     assert adapters[0] == adapters[1] != adapters[2]
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert all(file_digest(tmp_path / "a" / name) == file_digest(tmp_path / "b" / name) for name in names)
+
+
+def test_a_killed_tuning_goes_on_to_the_same_bytes(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = lm.TuningOptions(epochs=2, lora_r=4, batch_size=2, accumulate=1)
+    whole = tune(base, EXAMPLES, options, tmp_path / "whole", 3, ON_CPU)
+    step = InstructionTuning.training_step
+
+    def killed(self: InstructionTuning, batch: Any, index: int) -> torch.Tensor:
+        if self.global_step == 3:
+            raise InterruptedError
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(InstructionTuning, "training_step", killed)
+        tune(base, EXAMPLES, options, tmp_path / "killed", 3, ON_CPU)
+    held = (tmp_path / "killed" / "last.ckpt").stat().st_size
+    assert held < (base / "model.safetensors").stat().st_size, "the base is in no checkpoint"
+    again = tune(base, EXAMPLES, options, tmp_path / "killed", 3, ON_CPU)
+    assert (again.loss_first, again.loss_last, again.steps) == (whole.loss_first, whole.loss_last, whole.steps)
+    adapters = [file_digest(tmp_path / folder / "adapter_model.safetensors") for folder in ("whole", "killed")]
+    assert adapters[0] == adapters[1] and not (tmp_path / "killed" / "last.ckpt").exists()
 
 
 def test_features_are_the_last_prompt_tokens_last_hidden_state(tuned: tuple[Path, TuningResult]) -> None:

@@ -188,7 +188,7 @@ def test_a_faulty_method_file_is_named_with_its_line(tmp_path: Path, old: str, n
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What was found is forgotten before and after."""
-    found = (catalog.found_methods, cards.task_paths, cards.installed, cards.listed)
+    found = (catalog.methods_by_place, cards.task_paths, cards.installed, cards.listed)
     for one in found:
         one.cache_clear()
     yield
@@ -214,7 +214,7 @@ def test_a_name_that_two_methods_have_is_neithers(
     assert capsys.readouterr().err.startswith(f"Left out: {said}")
     with pytest.raises(CardError, match=said):
         catalog.method("mine", "graph", "node_classification")
-    catalog.found_methods.cache_clear()
+    catalog.methods_by_place.cache_clear()
     monkeypatch.setattr(catalog, "_method_sources", sources(("graph", first), ("ner", second)))
     assert [info.family for info in catalog.methods()] == ["graph", "ner"]
 
@@ -468,3 +468,14 @@ def test_a_missing_extra_is_told_before_anything_starts(monkeypatch: pytest.Monk
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(UsageError, match="Did you mean 'graph'"):
         catalog.kinds("grahp")
+
+
+@pytest.mark.parametrize("task", [task for task in cards.task_paths() if cards.card(task).primary])
+def test_a_primary_comparison_is_that_of_the_cards_own_student_and_metric(task: str) -> None:
+    """Which comparison a card stands for is not chosen by how it came out."""
+    from kdbench.plan.config import resolve
+
+    card = cards.card(task)
+    assert card.primary and (card.primary.metric, card.primary.settings) == (card.metric, ())
+    student = resolve({"task": task, "scale": card.primary.scale, "method": "kd"}).student
+    assert {name: getattr(student, name) for name in card.primary.student} == card.primary.student

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -37,19 +38,21 @@ class Condensed:
     """``trees`` and ``patterns`` of each class, patterns ``kept``, and ``bytes`` of the graphs."""
 
 
-def condense(graphs: Graphs, hops: int, theta: tuple[int, int], drop_shared: bool) -> Condensed:
+def condense(graphs: Graphs, hops: int, theta: tuple[int, ...], drop_shared: bool) -> Condensed:
     """Mine the sets of trees of depth ``hops`` that at least ``theta[c]`` graphs of class c hold, and build them.
 
     A graph counts for the set of its trees, those of isolated nodes left out. ``drop_shared`` removes sets that are
-    frequent in both classes. Raises :class:`UsageError` where a class has no set, or more than 10,000.
+    frequent in several classes. Raises :class:`UsageError` where a class has no set, or more than 10,000.
     """
     found = colour(graphs, hops)
-    mined = [mine(found, label, theta[label]) for label in (0, 1)]
-    shared = mined[0].keys() & mined[1].keys() if drop_shared else set()
+    mined = [mine(found, label, threshold) for label, threshold in enumerate(theta)]
+    holders = Counter(pattern for one in mined for pattern in one)
+    shared = {pattern for pattern, classes in holders.items() if classes > 1} if drop_shared else set()
     kept = [{pattern: count for pattern, count in one.items() if pattern not in shared} for one in mined]
     for label, one in enumerate(kept):
         if not one:
-            why = f"all {len(mined[label])} are frequent in both classes" if mined[label] else "none is that frequent"
+            others = "both classes" if len(theta) == 2 else "other classes"
+            why = f"all {len(mined[label])} are frequent in {others}" if mined[label] else "none is that frequent"
             raise UsageError(
                 f"No set of trees is left for class {label}: {why}. Lower its threshold (method.theta={list(theta)}), "
                 f"raise the other class's{', or keep shared sets (method.drop_shared=false)' if shared else ''}."
@@ -60,7 +63,7 @@ def condense(graphs: Graphs, hops: int, theta: tuple[int, int], drop_shared: boo
     chosen = [(label, pattern, count) for label, one in enumerate(kept) for pattern, count in one.items()]
     built = concatenate([expand(found, node_of[list(pattern)], label) for label, pattern, _ in chosen])
     facts = {
-        "trees": [len(np.unique(final[_nodes(graphs, label)])) for label in (0, 1)],
+        "trees": [len(np.unique(final[_nodes(graphs, label)])) for label in range(len(theta))],
         "patterns": [len(one) for one in mined],
         "kept": [len(one) for one in kept],
         "bytes": built.bytes,
@@ -100,10 +103,20 @@ def settings(
 
     Its thresholds where it says none: a quarter of each class's training graphs.
     """
+    for given in (theta, data.how.theta):
+        if given is not None and len(given) != data.classes:
+            raise UsageError(f"theta={list(given)}: {data.name} has {data.classes} classes, so as many thresholds.")
     sizes = data.graphs.y[data.ids("train")].bincount(minlength=data.classes)
     shares = tuple(max(1, round(SHARE * size)) for size in sizes.tolist())
+    chosen = theta or data.how.theta or shares
+    for label, (threshold, size) in enumerate(zip(chosen, sizes.tolist(), strict=True)):
+        if threshold > size:
+            raise UsageError(
+                f"No set of trees can be in {threshold} graphs of class {label}: {size} are for training. Lower its "
+                f"threshold (method.theta={list(chosen)})."
+            )
     shared = data.how.drop_shared if drop_shared is None else drop_shared
-    return {"hops": hops or layers, "theta": list(theta or data.how.theta or shares), "drop_shared": shared}
+    return {"hops": hops or layers, "theta": list(chosen), "drop_shared": shared}
 
 
 def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:

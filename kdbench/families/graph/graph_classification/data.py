@@ -18,11 +18,10 @@ from kdbench.engine import inputs
 from kdbench.engine.seeds import axis
 from kdbench.errors import DataError
 from kdbench.families.graph.graph_classification.options import OGB, TU, GraphData, Motifs
+from kdbench.families.graph.graph_classification.tu import LABELS, TU_FILES, files_of, read_collection, read_dgcnn
 from kdbench.families.graph.node_classification.graphs import OGB_SPLITS, SPLITS, TEST, TRAIN, VAL
 from kdbench.hashing import digest, remembered
 from kdbench.plan.datasets import Dataset, dataset, fetch, folder_of, reading_options
-
-LABELS = 2**20  # values of a column of labels at most: each has an embedding
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GraphSet:
-    """Graphs of two classes with one split."""
+    """Labelled graphs with one split."""
 
     name: str
     graphs: Graphs
@@ -104,7 +103,10 @@ class GraphSet:
     how: Motifs = field(default_factory=Motifs)
     """What its description says for methods."""
 
-    classes = 2
+    @property
+    def classes(self) -> int:
+        """Number of classes, two at least."""
+        return max(2, int(self.graphs.y.max()) + 1)
 
     @property
     def node_values(self) -> tuple[int, ...]:
@@ -134,8 +136,9 @@ def load(name: str, options: GraphData) -> GraphSet:
     if not data.graphs.edges.shape[1]:
         raise DataError(f"{data.name} has no edge in any of its {len(data.graphs)} graphs.")
     hint = " Take more data.graphs." if described.generated else ""
-    # the area under the ROC curve is of two classes, wherever it is computed
-    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, data.name, inputs.SPLITS, hint)
+    # the area under the ROC curve of two classes needs both, wherever it is computed
+    needed = inputs.SPLITS if data.classes == 2 else ("train",)
+    inputs.covered(data.graphs.y.numpy(), data.split.numpy(), data.classes, data.name, needed, hint)
     return data
 
 
@@ -222,19 +225,18 @@ def _both_directions(
 def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
     """A TU set, split by :func:`permuted_split`; with ``how.degrees`` they take the place of node labels.
 
-    Its files are the collection's own (:func:`_read_collection`) or one in DGCNN's text format: the number of graphs,
+    Its files are the collection's own (:func:`read_collection`) or one in DGCNN's text format: the number of graphs,
     and for each ``n label`` and n lines ``label m neighbour_1 … neighbour_m``.
     """
     if how.validation + how.test >= 1:
         raise DataError(f"{data.name}: validation and test leave no graph for training.")
-    listed = list(data.files) or _tu_files(folder_of(data))
+    listed = list(data.files) or files_of(folder_of(data))
     paths, sha256 = fetch(data, listed)
-    read = _read_dgcnn(*paths.values()) if len(paths) == 1 else _read_collection(paths)
+    read = read_dgcnn(*paths.values()) if len(paths) == 1 else read_collection(paths)
     classes, y = np.unique(read.classes, return_inverse=True)
-    if len(classes) != GraphSet.classes:
-        raise DataError(
-            f"{next(iter(paths.values()))} has graphs of the classes {classes.tolist()}; this kind of task knows two."
-        )
+    if len(classes) < 2:
+        where = paths.get(next((name for name in listed if name.endswith(TU_FILES[2])), listed[0]))
+        raise DataError(f"{where} has graphs of the class {classes.tolist()} alone: there is nothing to tell apart.")
     labels = read.labels
     if how.degrees:
         first = np.cumsum(read.nodes) - read.nodes
@@ -247,122 +249,6 @@ def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
     return GraphSet(data.name, graphs, permuted_split(len(graphs), how.validation, how.test), sha256)
 
 
-TU_FILES = ("_A.txt", "_graph_indicator.txt", "_graph_labels.txt", "_node_labels.txt", "_edge_labels.txt")
-
-
-def _tu_files(folder: Path) -> list[str]:
-    """The files of a set of the TU collection in a folder, or its one file in DGCNN's format."""
-    ends = [path.name.removesuffix("_A.txt") for path in sorted(folder.glob("*_A.txt"))]
-    if len(ends) == 1:
-        needed, others = TU_FILES[:3], [ends[0] + end for end in TU_FILES[3:]]
-        return [*(ends[0] + end for end in needed), *(name for name in others if (folder / name).is_file())]
-    texts = sorted(path.name for pattern in ("*.txt", "*.txt.gz") for path in folder.glob(pattern))
-    if len(texts) != 1 or ends:
-        raise DataError(f"{folder} holds no set of the TU collection: one NAME_A.txt and its like, or one NAME.txt.")
-    return texts
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Graphs as their files tell of them; nodes and edges lie graph by graph."""
-
-    nodes: np.ndarray
-    classes: np.ndarray
-    labels: np.ndarray | None
-    """``[n, 1]``."""
-    pairs: np.ndarray
-    """``[2, e]``, node numbers inside each graph."""
-    pair_labels: np.ndarray
-    """``[e, m]``."""
-    sizes: np.ndarray
-
-
-def _read_collection(paths: Mapping[str, Path]) -> _Read:
-    """The files of the TU collection, by the ends of their names.
-
-    ``_A``: a line ``i, j`` for each directed edge; ``_graph_indicator``: the graph of each node, ascending; the labels:
-    one a line. All count from 1.
-    """
-    ends = {end: path for end in TU_FILES for name, path in paths.items() if name.endswith(end)}
-    if missing := [end for end in TU_FILES[:3] if end not in ends]:
-        raise DataError(f"{', '.join(map(str, paths.values()))}: the file NAME{missing[0]} is not among them.")
-    tables = {end: _text_table(path, 2 if end == "_A.txt" else 1) for end, path in ends.items()}
-    pairs, graph = tables["_A.txt"].T, tables["_graph_indicator.txt"][:, 0]
-    count = len(tables["_graph_labels.txt"])
-    where = ends["_graph_indicator.txt"]
-    graph = inputs.integers(graph, where, "graph", 1, count + 1, lines=True) - 1
-    nodes = np.bincount(graph, minlength=count)
-    if (back := np.flatnonzero(np.diff(graph) < 0)).size:
-        raise DataError(f"{where}:{back[0] + 2}: the nodes of a graph are to stand together, in the graphs' order.")
-    if not nodes.all():
-        raise DataError(f"{where}: graph {int(nodes.argmin()) + 1} has no node.")
-    for column in pairs:
-        inputs.integers(column, ends["_A.txt"], "node", 1, len(graph) + 1, lines=True)
-    of_edge = graph[pairs - 1]
-    if (apart := np.flatnonzero(of_edge[0] != of_edge[1])).size:
-        raise DataError(f"{ends['_A.txt']}:{apart[0] + 1}: its nodes are of different graphs.")
-    order = np.argsort(of_edge[0], kind="stable")
-    first = np.cumsum(nodes) - nodes
-    labels = [tables.get(end) for end in TU_FILES[3:]]
-    lengths = {str(ends[end]): len(tables[end]) for end in ("_graph_indicator.txt", "_node_labels.txt") if end in ends}
-    inputs.same_length(lengths)
-    inputs.same_length({str(ends[end]): len(tables[end]) for end in ("_A.txt", "_edge_labels.txt") if end in ends})
-    node_labels, edge_labels = (None if one is None else np.unique(one, return_inverse=True)[1] for one in labels)
-    return _Read(
-        nodes,
-        tables["_graph_labels.txt"][:, 0],
-        None if node_labels is None else node_labels.reshape(-1, 1),
-        (pairs - 1 - first[of_edge[0]])[:, order],
-        np.empty((pairs.shape[1], 0)) if edge_labels is None else edge_labels.reshape(-1, 1)[order],
-        np.bincount(of_edge[0], minlength=count),
-    )
-
-
-def _text_table(path: Path, columns: int) -> np.ndarray:
-    with inputs.reading(path), path.open(encoding="utf-8") as lines:
-        table = np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
-    return inputs.numbers(table, path, (None, columns))
-
-
-def _read_dgcnn(path: Path) -> _Read:
-    """One file in DGCNN's format, packed or not."""
-    with inputs.reading(path), gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-        lines = stream.read().rstrip().split("\n")
-        words = [line.split() for line in lines]
-        numbers = np.array([word for line in words for word in line], dtype=np.int64)
-
-    def check(wrong: np.ndarray) -> None:
-        if wrong.any():
-            at = int(wrong.argmax())
-            text = f"{lines[at][:60]!r}"
-            raise DataError(f"{path}:{at + 1}: {text} does not fit a set of {first[0]} graphs in DGCNN's format.")
-
-    lengths = np.array([len(line) for line in words])
-    starts = np.cumsum(lengths) - lengths
-    first, second = np.append(numbers, [0, 0])[np.stack([starts, starts + 1])]
-    heads, at = [], 1
-    while at < len(lines) and first[at] > 0:
-        heads.append(at)
-        at += 1 + int(first[at])
-    rows = np.arange(len(lines))
-    graph = np.isin(rows, heads)
-    node = ~graph & (rows > 0)
-    check(lengths != np.select([node, graph], [second + 2, 2], 1))
-    check(node & ((first < 0) | (first >= LABELS)))
-    if at != len(lines) or len(heads) != first[0]:
-        raise DataError(
-            f"{path} holds {len(heads)} graphs in {len(lines)} lines, not the {first[0]} of its first line."
-        )
-    degree = second[node]
-    neighbours = np.delete(numbers, np.concatenate([[0], starts[1:], starts[1:] + 1]))
-    bound = np.repeat(first[graph], first[graph]).repeat(degree)
-    check(np.isin(rows, rows[node].repeat(degree)[(neighbours < 0) | (neighbours >= bound)]))
-    nodes, start = first[graph], np.cumsum(first[graph]) - first[graph]
-    local = np.repeat(np.arange(len(degree)) - np.repeat(start, nodes), degree)
-    pairs, sizes = np.stack([neighbours, local]), np.add.reduceat(degree, start)
-    return _Read(nodes, second[graph], first[node][:, None], pairs, np.empty((pairs.shape[1], 0)), sizes)
-
-
 OGB_TABLES = ("edge", "edge-feat", "graph-label", "node-feat", "num-edge-list", "num-node-list")
 
 
@@ -373,7 +259,7 @@ def ogb(data: Dataset, how: OGB, options: GraphData) -> GraphSet:
     paths, sha256 = fetch(data, list(data.files) or listed)
     tables = {file.removesuffix(".csv.gz"): _table(path) for file, path in paths.items()}
     files = {name: str(paths[f"{name}.csv.gz"]) for name in tables}
-    _check_tables(tables, files)
+    _check_tables(tables, files, how.classes)
     nodes, once, y = (tables[f"raw/{name}"][:, 0] for name in ("num-node-list", "num-edge-list", "graph-label"))
     pairs, labels, sizes = _both_directions(tables["raw/edge"].T, tables["raw/edge-feat"], once)
     graphs = assemble(tables["raw/node-feat"], pairs, labels, y, nodes, sizes)
@@ -388,7 +274,7 @@ def _table(path: Path) -> np.ndarray:
         return np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
 
 
-def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) -> None:
+def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str], classes: int) -> None:
     """Raise :class:`DataError` unless OGB's tables, by name, fit together."""
     for name, table in tables.items():
         columns = {"raw/node-feat": None, "raw/edge-feat": None, "raw/edge": 2}.get(name, 1)
@@ -407,7 +293,7 @@ def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str]) ->
     nodes, once = (tables[f"raw/num-{name}-list"][:, 0] for name in ("node", "edge"))
     same("node-feat", **{f"{files['raw/num-node-list']} in all": int(nodes.sum())})
     same("edge", "edge-feat", **{f"{files['raw/num-edge-list']} in all": int(once.sum())})
-    check("graph-label", "label", 0, GraphSet.classes)
+    check("graph-label", "label", 0, classes)
     check("node-feat", "label", 0, LABELS)
     check("edge-feat", "label", 0, LABELS)
     check("edge", "node", 0, nodes.repeat(once))

@@ -107,6 +107,8 @@ class OGB(Motifs):
 
     split: str = "scaffold"
     """The folder of its split."""
+    classes: Annotated[int, Gt(1)] = 2
+    """Number of classes."""
 
 
 READERS = {"motifs": Motifs, "tu": TU, "ogb": OGB}
@@ -114,6 +116,10 @@ READERS = {"motifs": Motifs, "tu": TU, "ogb": OGB}
 SECTIONS = {"data": GraphData, "student": GraphStudent, "teacher": GraphTeacher}
 
 METRICS = (
-    share("auc", "area under the ROC curve of z_1 − z_0; not defined where all graphs are of one class"),
+    share(
+        "auc",
+        "area under the ROC curve of z_1 − z_0; not defined where all graphs are of one class; of more than two "
+        "classes the mean of each one's against the others, not defined where one has no graph",
+    ),
     share("accuracy", "share of examples whose largest logit is that of their class"),
 )

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch
-from torchmetrics.functional.classification import binary_auroc, binary_confusion_matrix
+from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
 from kdbench.engine import inputs, outputs, own
+from kdbench.engine.classification import encode
 from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.module import DistillationModule
@@ -60,8 +61,8 @@ class GraphClassification(DistillationModule):
         self._seen[split] = []
         if split == "test":
             predicted = logits.argmax(dim=-1)
-            confusion = binary_confusion_matrix(predicted, targets).tolist()
-            self._details = {"confusion": confusion, "predictions": digits(predicted)}
+            confusion = multiclass_confusion_matrix(predicted, targets, logits.shape[1]).tolist()
+            self._details = {"confusion": confusion, "predictions": encode(predicted)}
         return scores(logits, targets)
 
     def details(self) -> dict[str, Any]:
@@ -69,23 +70,35 @@ class GraphClassification(DistillationModule):
 
 
 def scores(logits: Tensor, targets: Tensor) -> dict[str, float | Undefined]:
-    """``auc`` (area under the ROC curve of ``z_1 − z_0``) and ``accuracy`` for logits ``[b, 2]``.
+    """``auc`` and ``accuracy`` for logits ``[b, C]``.
 
-    The area keeps torchmetrics' float32 sum: of epochs with equal areas its last bits have chosen, and go on to.
+    ``auc`` is the area under the ROC curve of ``z_1 − z_0``; of more than two classes the mean over them of that of
+    ``z_c − log Σ_{k≠c} exp z_k`` for c against the others.
     """
     accuracy = int((logits.argmax(dim=-1) == targets).sum()) / len(targets)
-    classes = torch.unique(targets).tolist()
-    if len(classes) < 2:
-        return {"auc": Undefined(f"all {len(targets)} graphs are of class {classes[0]}"), "accuracy": accuracy}
-    ranks = torch.unique(logits[:, 1].double() - logits[:, 0].double(), return_inverse=True)[1]
+    counts = targets.bincount(minlength=logits.shape[1])
+    if not counts.all():
+        alone = f"all {len(targets)} graphs are of class {int(counts.argmax())}"
+        absent = f"none of its {len(targets)} graphs is of class {int(counts.argmin())}"
+        return {"auc": Undefined(alone if counts.max() == len(targets) else absent), "accuracy": accuracy}
+    z = logits.double()
+    if logits.shape[1] == 2:
+        return {"auc": area(z[:, 1] - z[:, 0], targets), "accuracy": accuracy}
+    areas = [
+        area(z[:, c] - z[:, [k for k in range(z.shape[1]) if k != c]].logsumexp(dim=1), (targets == c).long())
+        for c in range(z.shape[1])
+    ]
+    return {"auc": sum(areas) / len(areas), "accuracy": accuracy}
+
+
+def area(margin: Tensor, targets: Tensor) -> float:
+    """The area under the ROC curve of ``margin`` ``[b]`` for targets 0 and 1.
+
+    It keeps torchmetrics' float32 sum: of epochs with equal areas its last bits have chosen, and go on to.
+    """
+    ranks = torch.unique(margin, return_inverse=True)[1]
     # torchmetrics squeezes scores outside [0, 1] through a sigmoid, which ties large ones
-    auc = binary_auroc(ranks.double() / max(1, len(ranks)), targets)
-    return {"auc": float(auc), "accuracy": accuracy}
-
-
-def digits(predictions: Tensor) -> str | None:
-    """One digit a prediction; None for more than 10,000 graphs."""
-    return "".join(map(str, predictions.tolist())) if len(predictions) <= 10_000 else None
+    return float(binary_auroc(ranks.double() / max(1, len(ranks)), targets))
 
 
 def graph_loaders(data: GraphSet, batch_size: int, seed: int) -> Loaders:
@@ -190,7 +203,7 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
             ids = self.graphs.ids(split)
             logits = self.cache.read(ids)["logits"]
             metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
-            predictions = digits(logits.argmax(dim=-1))
+            predictions = encode(logits.argmax(dim=-1))
         scored = {"metrics": metrics, "predictions": predictions}
         if self.brought:
             return {"kind": "outputs", "description": outputs.DESCRIPTION, **scored}

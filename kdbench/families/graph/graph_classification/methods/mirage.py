@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from kdbench.engine.method import Method
@@ -50,10 +50,11 @@ from kdbench.families.graph.graph_classification.task import GraphTask
 class Hyperparameters:
     hops: Annotated[int, Ge(1)] | None = None
     """Depth L of the trees; null takes the student's number of layers, for which the roots' states are exact."""
-    theta: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None
-    """Thresholds θ_0, θ_1: training graphs of the class that hold a set of trees; null takes the data set's own."""
+    theta: Annotated[tuple[Annotated[int, Ge(1)], ...], Len(2)] | None = None
+    """Thresholds θ_0, θ_1, …: training graphs of the class that hold a set of trees; null takes the data set's own, or
+    without them a quarter of each class's training graphs."""
     drop_shared: bool | None = None
-    """Remove sets that are frequent in both classes; null does so on nci1 and imdb_b, as the released scripts do."""
+    """Remove sets that are frequent in several classes; null does so on nci1 and imdb_b, as the released scripts do."""
     sampling: Literal["frequency", "uniform"] = "frequency"
     """How sets are drawn: in proportion to their support (paper) or each as often (released code)."""
     readout: Literal["roots", "all"] = "roots"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Len
 from torch import Tensor
 
 from kdbench.engine.method import Method
@@ -34,7 +34,7 @@ class Hyperparameters:
     """What each class has in common with Mirage's set: the number of graphs, or the bytes of their tensors."""
     hops: Annotated[int, Ge(1)] | None = None
     """Depth of the trees of that set; null takes the student's number of layers."""
-    theta: tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]] | None = None
+    theta: Annotated[tuple[Annotated[int, Ge(1)], ...], Len(2)] | None = None
     """Thresholds of that set; null takes the data set's own."""
     drop_shared: bool | None = None
     """Whether that set lacks what is frequent in both classes; null does so on nci1 and imdb_b."""
@@ -75,7 +75,7 @@ class RandomGraphs(Method[GraphTask]):
 def draw_count(train: Graphs, target: Graphs, generator: torch.Generator) -> Tensor:
     """Of each class as many of ``train`` as ``target`` has, int64."""
     drawn = []
-    for label in (0, 1):
+    for label in range(int(target.y.max()) + 1):
         mine = (train.y == label).nonzero().flatten()
         drawn.append(mine[torch.randperm(len(mine), generator=generator)][: int((target.y == label).sum())])
     return torch.cat(drawn)
@@ -84,7 +84,7 @@ def draw_count(train: Graphs, target: Graphs, generator: torch.Generator) -> Ten
 def draw_bytes(train: Graphs, target: Graphs, generator: torch.Generator) -> Tensor:
     """Of each class, in random order, those of ``train`` that still fit into its bytes in ``target``, int64."""
     sizes, drawn = train.bytes_each(), []
-    for label in (0, 1):
+    for label in range(int(target.y.max()) + 1):
         mine = (train.y == label).nonzero().flatten()
         room = int(target.bytes_each()[target.y == label].sum())
         chosen = []
