@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.hooks import DataHooks
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
-from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
+from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, Outputs, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
 from kdbench.hashing import file_digest
 from kdbench.plan.config import DataT, RunConfig, StudentT, TeacherT
@@ -67,6 +68,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
 
     def __init__(self, config: RunConfig[DataT, StudentT, TeacherT], store: StageStore) -> None:
         self.config, self.store = config, store
+        self._caches: dict[str, TeacherCache] = {}
 
     @property
     @abstractmethod
@@ -179,22 +181,36 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         return self.cache_of(self.live_teacher())
 
     def cache_of(self, teacher: FrozenTeacher) -> TeacherCache:
-        """A frozen teacher's outputs for every row, written on first use."""
-        facts = self.facts
-        first = teacher(self.batch_of(torch.arange(1)))
+        """A frozen teacher's outputs for every row, written on first use, by the accelerator where there is one."""
+        if teacher.sha256 in self._caches:
+            return self._caches[teacher.sha256]
+        facts, device = self.facts, self._accelerator()
+        first = self._outputs(teacher, torch.arange(1), device)
         code = closure_digest((type(self).__module__, teacher.module))
-        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows, code=code)
+        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows, code=code, device=device.type)
         every = torch.split(torch.arange(facts.rows), self.chunk or facts.rows)
-        chunks = (teacher(self.batch_of(rows)) for rows in every)
-        return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+        chunks = (self._outputs(teacher, rows, device) for rows in every)
+        cache = TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+        return self._caches.setdefault(teacher.sha256, cache)
 
-    def cached(self, teacher: FrozenTeacher) -> CachedTeacher:
-        """The same teacher, read from its cache."""
-        cache = self.cache_of(teacher)
-        return CachedTeacher(cache, self.rows_of, cache.key.teacher)
+    def _accelerator(self) -> torch.device:
+        """Where the run trains, and its teacher's cache is written."""
+        gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if gpu else "cpu")
+
+    def _outputs(self, teacher: FrozenTeacher, rows: Tensor, device: torch.device) -> Outputs:
+        teacher.to(device)
+        return teacher(DataHooks().transfer_batch_to_device(self.batch_of(rows), device, 0))
 
     def teacher(self) -> Teacher:
-        """The task's teacher as the run wants it: live, cached, or replaced by a control."""
+        """The task's teacher as the run wants it (:meth:`wanted`)."""
+        return self.wanted(self.live_teacher())
+
+    def wanted(self, teacher: FrozenTeacher, number: int = 0) -> Teacher:
+        """A frozen teacher as the run wants it: live, cached, or replaced by a control.
+
+        ``number`` tells several teachers apart, whose random stand-ins differ; shuffled ones share one order of rows.
+        """
         control, seed = self.config.control, self.config.seed
         options: Any = self.config.teacher
         if not self.cacheable:
@@ -203,14 +219,14 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
                     f"{self.config.task} draws a random view of each example at every step: its teacher cannot be "
                     "cached or replaced by rows of a cache. Leave out teacher.cache and control."
                 )
-            return self.live_teacher()
+            return teacher
+        if control == "none" and not options.cache:
+            return teacher
+        cache = self.cache_of(teacher)
         if control == "random_teacher":
-            return RandomTeacher(self.cache, self.rows_of, seed)
-        if control == "shuffled_teacher":
-            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher, shuffled(self.facts.groups, seed))
-        if options.cache:
-            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
-        return self.live_teacher()
+            return RandomTeacher(cache, self.rows_of, seed, number)
+        order = shuffled(self.facts.groups, seed) if control == "shuffled_teacher" else None
+        return CachedTeacher(cache, self.rows_of, cache.key.teacher, order)
 
     @torch.no_grad()
     def score(self, module: DistillationModule, split: str) -> dict[str, float]:

@@ -186,7 +186,7 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
 
         def forward(network: nn.Module, batch: Batch) -> Outputs:
-            return {"logits": network.to(batch.x.device)(batch).float()}
+            return {"logits": network(batch).float()}
 
         return FrozenTeacher(network.double(), forward)
 

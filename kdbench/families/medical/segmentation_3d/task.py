@@ -224,7 +224,6 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
 def one_by_one(network: nn.Module, batch: Volumes) -> Outputs:
     """The teacher's logits, one volume at a time so that they do not depend on what else the batch holds."""
-    network.to(batch.image.device)
     return {"logits": torch.cat([network(image[None]) for image in batch.image])}
 
 
