@@ -88,7 +88,7 @@ def test_it_names_what_there_is() -> None:
 
 
 def test_its_method_is_one(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "(Method)" in b]
     (tmp_path / "mymethod.py").write_text(block)
     info = read_method(tmp_path / "mymethod.py", "graph", "mymethod")
     assert info is not None and info.teacher == "frozen" and [field.name for field in info.fields] == ["weight"]

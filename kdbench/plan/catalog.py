@@ -272,7 +272,7 @@ def read_method(path: Path, family: str | None, module: str, kind: str | None = 
     role = attributes.get("role", "method")
     if role not in ROLES:
         raise CardError(f"{where}: {unknown('role', str(role), ROLES)}")
-    controls = attributes.get("controls", False)
+    controls = attributes.get("controls", attributes["teacher"] == "frozen")
     if not isinstance(controls, bool) or (controls and attributes["teacher"] not in ("frozen", "several")):
         raise CardError(f"{where}: 'controls' is true for several teachers that are all frozen.")
     options = next((node for node in classes if node.name == "Hyperparameters"), None)
@@ -288,7 +288,7 @@ def read_method(path: Path, family: str | None, module: str, kind: str | None = 
         paper=attributes["paper"],
         teacher=attributes["teacher"],
         kinds=(kind,) if kind else tuple(kinds),
-        controls=attributes["teacher"] == "frozen" or controls,
+        controls=controls,
         role=role,
     )
 
