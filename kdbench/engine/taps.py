@@ -79,14 +79,14 @@ class Taps:
         return read
 
     def read(self) -> dict[str, Tensor]:
-        """The outputs of the last forward pass, by alias.
+        """The outputs of the last forward pass, by alias, in the order in which they came.
 
         :class:`KdbenchError` names a tap that was missed, overwritten, called more than once or that gives no tensor.
         """
         missed = self._modules.keys() - self._outputs.keys()
         if missed:
             raise KdbenchError(f"Taps not reached by the forward pass: {', '.join(sorted(missed))}.")
-        return {alias: self._read(alias) for alias in self._modules}
+        return {alias: self._read(alias) for alias in self._outputs}
 
     def _read(self, alias: str) -> Tensor:
         (output, version), *more = self._outputs[alias]

@@ -121,3 +121,9 @@ def test_several_passes_in_one_block_leave_the_last() -> None:
 def test_no_item_is_no_module() -> None:
     with pytest.raises(UsageError, match="Unknown module of Network"):
         Taps(Network(), {"f": "first[x]"})
+
+
+def test_features_come_in_the_order_of_the_forward_pass() -> None:
+    with Taps(network := Network(), {"b": "last", "a": "first"}) as taps:
+        network(torch.randn(5, 3))
+        assert list(taps.read()) == ["a", "b"], "networks that are sized by them draw their weights in this order"
