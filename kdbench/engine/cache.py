@@ -7,9 +7,10 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +21,10 @@ from kdbench.errors import KdbenchError, StaleCacheError
 from kdbench.hashing import digest, file_digest, remove_unfinished, write_atomic, writing
 
 log = logging.getLogger(__name__)
+
+
+ROWS, OFFSETS, SHARED = "rows.bin", "offsets.bin", "shared.bin"
+APART = ("code", "device", "shared")
 
 
 @dataclass(frozen=True)
@@ -34,22 +39,24 @@ class CacheKey:
     """Fingerprint of the data."""
     rows: int
     """Number of rows."""
-    view_seed: int | None = None
-    """Seed of the replayed augmentation; None when the view is fixed."""
     dtype: str = "float32"
     code: str = ""
     """SHA-256 of the code that computes the outputs from weights and data."""
+    shared: tuple[str, ...] = ()
+    """Names of the outputs that are one for all rows."""
+    device: str = "cpu"
+    """Type of the device that computes them: each rounds in its own way."""
 
     @property
     def hash(self) -> str:
-        """SHA-256 over all parts but the code: what the outputs are of."""
-        parts = {name: _plain(value) for name, value in asdict(self).items() if name != "code"}
-        return digest(parts)
+        """SHA-256 over what the outputs are of: all parts but those that say how they come."""
+        parts = {name: _plain(value) for name, value in asdict(self).items() if name not in APART}
+        return digest({**parts, "view_seed": None})  # a part that there was: records hold hashes of random teachers
 
     @property
     def address(self) -> str:
         """SHA-256 over all parts: names the cache."""
-        return digest({"outputs": self.hash, "code": self.code})
+        return digest({"outputs": self.hash, **{name: _plain(getattr(self, name)) for name in APART}})
 
 
 class DamagedCacheError(KdbenchError):
@@ -59,8 +66,10 @@ class DamagedCacheError(KdbenchError):
 class TeacherCache:
     """Rows of named outputs, stored side by side so that one row is one contiguous read.
 
-    The map holds ``[rows, sum of widths]`` values of ``key.dtype``; an output of shape ``[rows, *s]`` takes ``prod(s)``
-    columns. float32 rows come back bit for bit.
+    ``rows.bin`` holds ``[rows, sum of widths]`` values of ``key.dtype``; an output of shape ``[rows, *s]`` takes
+    ``prod(s)`` columns. float32 rows come back bit for bit. Rows of different lengths (jagged nested tensors
+    ``[rows, j, *s]``) lie one after the other in a file for each such output, with their offsets in another; what is
+    one for all rows (``key.shared``, of any shape) is kept once.
     """
 
     def __init__(self, folder: Path, key: CacheKey) -> None:
@@ -76,14 +85,24 @@ class TeacherCache:
                 f"The teacher cache in {folder} was made for another {', '.join(differs) or 'key'}; "
                 "delete the folder to make it again."
             )
-        rows = folder / "rows.bin"
-        if not rows.exists() or file_digest(rows) != manifest["rows"]:
-            raise DamagedCacheError(f"{rows} is damaged: its digest is not the one in cache.json.")
+        for name, sha256 in {ROWS: manifest["rows"], **manifest.get("files", {})}.items():
+            if not (folder / name).exists() or file_digest(folder / name) != sha256:
+                raise DamagedCacheError(f"{folder / name} is damaged: its digest is not the one in cache.json.")
         self.key = key
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
         self._widths = [math.prod(shape) for shape in self.shapes.values()]
-        data = np.memmap(rows, dtype=key.dtype, mode="c", shape=(key.rows, sum(self._widths)))
-        self._rows = torch.from_numpy(data)
+        self._rows = _mapped(folder / ROWS, key.dtype, (key.rows, sum(self._widths)))
+        self._ragged: dict[str, tuple[Tensor, Tensor]] = {}
+        ragged: dict[str, list[int]] = manifest.get("ragged", {})
+        offsets = _mapped(folder / OFFSETS, "int64", (len(ragged), key.rows + 1)) if ragged else torch.empty(0)
+        for bounds, (name, shape) in zip(offsets, ragged.items(), strict=True):
+            file = folder / _file(key, name)
+            self._ragged[name] = _mapped(file, key.dtype, (int(bounds[-1]), *shape)), bounds
+        self._shared: dict[str, Tensor] = {}
+        if shared := manifest.get("shared", {}):
+            sizes = [math.prod(shape) for shape in shared.values()]
+            parts = torch.split(_mapped(folder / SHARED, key.dtype, (sum(sizes),)), sizes)
+            self._shared = {n: part.reshape(shape) for (n, shape), part in zip(shared.items(), parts, strict=True)}
 
     @classmethod
     def ensure(cls, root: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> TeacherCache:
@@ -107,30 +126,109 @@ class TeacherCache:
     @staticmethod
     def _write(folder: Path, key: CacheKey, chunks: Iterable[Mapping[str, Tensor]]) -> None:
         shapes: dict[str, tuple[int, ...]] = {}
-        rows, seen = 0, hashlib.sha256()
-        with writing(folder / "rows.bin") as stream:
+        ragged: dict[str, tuple[int, ...]] = {}
+        bounds: dict[str, list[int]] = {}
+        shared: dict[str, Tensor] = {}
+        rows = 0
+        with ExitStack() as open_files:
+            files: dict[str, _Digested] = {}
+
+            def write(name: str, values: Tensor) -> None:
+                if name not in files:
+                    files[name] = _Digested(open_files.enter_context(writing(folder / name)))
+                files[name].write(np.ascontiguousarray(values.numpy(), dtype=key.dtype).tobytes())
+
             for chunk in chunks:
+                count = 0
                 if tuple(chunk) != key.outputs:
                     raise StaleCacheError(
                         f"The teacher gives {', '.join(chunk)}; the cache is for {', '.join(key.outputs)}."
                     )
-                shapes = {name: tuple(value.shape[1:]) for name, value in chunk.items()}
-                flat = torch.cat([value.detach().cpu().flatten(1) for value in chunk.values()], dim=1)
-                content = np.ascontiguousarray(flat.numpy(), dtype=key.dtype).tobytes()
-                seen.update(content)
-                stream.write(content)
-                rows += len(flat)
+                own = {name: value.detach().cpu() for name, value in chunk.items()}
+                for name in key.shared:
+                    if not torch.equal(shared.setdefault(name, own[name]), own.pop(name)):
+                        raise StaleCacheError(f"The output '{name}' is said to be one for all rows, and differs.")
+                for name in [name for name, value in own.items() if value.is_nested]:
+                    values, offsets = jagged(own[name])
+                    ragged[name], past = tuple(values.shape[1:]), bounds.setdefault(name, [0])
+                    past += (past[-1] + offsets[1:]).tolist()
+                    write(_file(key, name), values)
+                    count = own.pop(name).size(0)
+                shapes = {name: tuple(value.shape[1:]) for name, value in own.items()}
+                if own:
+                    flat = torch.cat([value.flatten(1) for value in own.values()], dim=1)
+                    write(ROWS, flat)
+                    count = len(flat)
+                rows += count
             if rows != key.rows:
                 raise StaleCacheError(f"The teacher gave {rows} rows for data of {key.rows}.")
+            if not shapes:
+                write(ROWS, torch.empty(0))
+            if shared:
+                write(SHARED, torch.cat([value.flatten() for value in shared.values()]))
+            if ragged:
+                files[OFFSETS] = _Digested(open_files.enter_context(writing(folder / OFFSETS)))
+                files[OFFSETS].write(np.array(list(bounds.values()), dtype=np.int64).tobytes())
+        digests = {name: file.hexdigest() for name, file in files.items()}
         parts = {name: _plain(value) for name, value in asdict(key).items()}
-        told = {"key": key.address, "parts": parts, "shapes": shapes, "rows": seen.hexdigest()}
+        told = {"key": key.address, "parts": parts, "shapes": shapes, "rows": digests.pop(ROWS)}
+        if digests:
+            told |= {"files": digests, "ragged": ragged, "shared": {n: tuple(v.shape) for n, v in shared.items()}}
         write_atomic(folder / "cache.json", json.dumps({**told, "sha256": digest(told)}, indent=1))
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
-        """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``."""
-        block = self._rows.index_select(0, rows)
-        parts = torch.split(block, self._widths, dim=1)
-        return {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``, or as they were written."""
+        found = {name: _gathered(values, bounds, rows) for name, (values, bounds) in self._ragged.items()}
+        found |= self._shared
+        if self.shapes:
+            block = self._rows.index_select(0, rows)
+            parts = torch.split(block, self._widths, dim=1)
+            found |= {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {name: found[name] for name in self.key.outputs}
+
+
+def select(value: Tensor, rows: Tensor) -> Tensor:
+    """Rows of an output, be they of one length or of several."""
+    return _gathered(*jagged(value), rows) if value.is_nested else value[rows]
+
+
+def jagged(value: Any) -> tuple[Tensor, Tensor]:
+    """Values ``[sum of lengths, *s]`` and offsets ``[b + 1]`` of a nested tensor of the jagged layout."""
+    return value.values(), value.offsets()
+
+
+def _gathered(values: Tensor, bounds: Tensor, rows: Tensor) -> Tensor:
+    """``values[bounds[r] : bounds[r + 1]]`` for each row r, as one jagged tensor."""
+    starts, lengths = bounds[rows], bounds[rows + 1] - bounds[rows]
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    at = torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
+    return torch.nested.nested_tensor_from_jagged(values[at], offsets)
+
+
+def _file(key: CacheKey, name: str) -> str:
+    return f"ragged-{key.outputs.index(name)}.bin"
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """A private memory map of a file; no map of an empty one."""
+    if not math.prod(shape):
+        return torch.from_numpy(np.empty(shape, dtype))
+    return torch.from_numpy(np.memmap(path, dtype=dtype, mode="c", shape=shape))
+
+
+class _Digested:
+    """A stream that knows the SHA-256 of what was written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._seen = stream, hashlib.sha256()
+
+    def write(self, content: bytes) -> None:
+        self._seen.update(content)
+        self._stream.write(content)
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all of it."""
+        return self._seen.hexdigest()
 
 
 def _manifest(path: Path) -> dict[str, Any]:

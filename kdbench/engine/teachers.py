@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.cache import TeacherCache
+from kdbench.engine.cache import TeacherCache, jagged, select
 from kdbench.engine.distributed import first_decides
 from kdbench.engine.seeds import axis
 from kdbench.errors import UnknownNameError, unknown
@@ -53,27 +53,39 @@ class Teacher(ABC):
 
     @abstractmethod
     def __call__(self, batch: Any) -> Outputs:
-        """Outputs for a batch, each ``[b, *]``, without gradient."""
+        """Outputs for a batch, without gradient.
+
+        Each is ``[b, *]``, jagged ``[b, j, *]`` where its rows differ in length, or one for all rows, of any shape.
+        """
+
+    def to(self, device: torch.device) -> None:  # noqa: B027
+        """Be ready for batches on this device: the engine says so when a fit starts."""
 
 
 class FrozenTeacher(Teacher):
     """A network in eval mode without gradients. ``forward(network, batch)`` gives its outputs.
 
-    ``sha256`` is that of the network's weights, unless it is given.
+    ``sha256`` is that of the network's weights, unless it is given; ``shared`` names outputs that are one for all rows.
     """
 
     def __init__(
-        self, network: nn.Module, forward: Callable[[nn.Module, Any], Outputs], sha256: str | None = None
+        self,
+        network: nn.Module,
+        forward: Callable[[nn.Module, Any], Outputs],
+        sha256: str | None = None,
+        shared: tuple[str, ...] = (),
     ) -> None:
+        self.shared = shared
         self.network = network.eval().requires_grad_(False)
         self.sha256 = sha256 or weights_digest(network)
         self.module: str = getattr(forward, "__module__", type(forward).__module__)
         """Where ``forward`` is written."""
-        self._forward, self._device = forward, torch.device("cpu")
+        self._forward = forward
+
+    def to(self, device: torch.device) -> None:
+        self.network.to(device)
 
     def __call__(self, batch: Any) -> Outputs:
-        if isinstance(batch, Tensor) and batch.device != self._device:
-            self.network, self._device = self.network.to(batch.device), batch.device
         with torch.no_grad():
             return Named(OUTPUT, self._forward(self.network, batch))
 
@@ -98,20 +110,30 @@ class CachedTeacher(Teacher):
 
 
 class RandomTeacher(Teacher):
-    """Control: outputs drawn once per row from a normal law with each column's own mean and standard deviation."""
+    """Control: outputs drawn once per row from a normal law with each column's own mean and standard deviation.
 
-    def __init__(self, cache: TeacherCache, rows: Callable[[Any], Tensor], seed: int) -> None:
+    ``number`` tells the draws of several teachers apart.
+    """
+
+    def __init__(self, cache: TeacherCache, rows: Callable[[Any], Tensor], seed: int, number: int = 0) -> None:
         self.sha256 = hashlib.sha256(f"random {cache.key.hash} {seed}".encode()).hexdigest()
         self._rows = rows
-        generator = torch.Generator().manual_seed(axis(seed, "control"))
+        stream = axis(seed, "control", number) if number else axis(seed, "control")
+        generator = torch.Generator().manual_seed(stream)
         self._table: Outputs = {}
         for name, value in cache.read(torch.arange(cache.key.rows)).items():
-            noise = torch.randn(value.shape, generator=generator)
-            self._table[name] = noise * value.std(dim=0, keepdim=True) + value.mean(dim=0, keepdim=True)
+            real = jagged(value)[0] if value.is_nested else value
+            noise = torch.randn(real.shape, generator=generator)
+            drawn = noise * real.std(dim=0, keepdim=True) + real.mean(dim=0, keepdim=True)
+            nested = torch.nested.nested_tensor_from_jagged
+            self._table[name] = nested(drawn, jagged(value)[1]) if value.is_nested else drawn
+        self._shared = cache.key.shared
 
     def __call__(self, batch: Any) -> Outputs:
         rows = self._rows(batch)
-        return Named(OUTPUT, {name: value[rows.cpu()].to(rows.device) for name, value in self._table.items()})
+        at = rows.cpu()
+        found = {n: value if n in self._shared else select(value, at) for n, value in self._table.items()}
+        return Named(OUTPUT, {name: value.to(rows.device) for name, value in found.items()})
 
 
 def shuffled(groups: Tensor, seed: int) -> Tensor:

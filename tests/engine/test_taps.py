@@ -69,3 +69,61 @@ def test_no_hook_stays() -> None:
     with Taps(network, {"f": "first"}):
         assert len(network.first._forward_hooks) == 1
     assert len(network.first._forward_hooks) == 0
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.act = nn.ReLU(inplace=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attend(x, x, x)
+        return self.last(self.act(self.act(attended)))
+
+
+def test_an_item_of_several_outputs_is_read_by_its_place() -> None:
+    network, x = Attention(), torch.randn(3, 5, 4)
+    with Taps(network, {"values": "attend[0]", "weights": "attend[1]"}) as taps:
+        network(x)
+        found = taps.read()
+    values, weights = network.attend(x, x, x)
+    assert torch.equal(found["values"], values) and torch.equal(found["weights"], weights)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("attend", "Tap 'f': its module gives 2 items; a path that ends in '[0]' picks the first"),
+        ("attend[2]", "Tap 'f': its module gives 2 items"),
+        ("last[0]", "Tap 'f': its module gives one Tensor, with no items to pick"),
+        ("act", "Tap 'f': its module is called 2 times in a forward pass"),
+    ],
+)
+def test_what_is_no_single_tensor_is_refused_by_name(place: str, said: str) -> None:
+    network = Attention()
+    with Taps(network, {"f": place}) as taps:
+        network(torch.randn(3, 5, 4))
+        with pytest.raises(KdbenchError) as caught:
+            taps.read()
+    assert said in str(caught.value)
+
+
+def test_several_passes_in_one_block_leave_the_last() -> None:
+    network, x = Network(), torch.randn(5, 3)
+    with Taps(network, {"f": "first"}) as taps:
+        network(torch.randn(2, 3))
+        network(x)
+        assert torch.equal(taps.read()["f"], network.first(x))
+
+
+def test_no_item_is_no_module() -> None:
+    with pytest.raises(UsageError, match="Unknown module of Network"):
+        Taps(Network(), {"f": "first[x]"})
+
+
+def test_features_come_in_the_order_of_the_forward_pass() -> None:
+    with Taps(network := Network(), {"b": "last", "a": "first"}) as taps:
+        network(torch.randn(5, 3))
+        assert list(taps.read()) == ["a", "b"], "networks that are sized by them draw their weights in this order"
