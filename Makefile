@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test test-fast coverage check
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,3 +21,10 @@ check: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+# What a developer runs again and again: no SLURM, no browser, no contract, nothing that starts processes.
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm and not browser and not contract"
+
+coverage: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not slurm and not browser" --cov --cov-report=term:skip-covered

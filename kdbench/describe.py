@@ -68,7 +68,7 @@ def _check(name: str) -> None:
     """Raise the fault of the task or method of that name, if it has one."""
     cards.listed().check(name)
     cards.task_paths().check(name)
-    faulty = catalog.found_methods()
+    faulty = catalog.methods_by_place()
     faulty.check(*(key for key in faulty.faulty if name in (key[2], f"{key[0]}/{key[2]}")))
 
 

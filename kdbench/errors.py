@@ -34,7 +34,7 @@ class MissingExtraError(UsageError):
 class CardError(UsageError):
     """A task card or method file that does not parse; the message names file and line."""
 
-    told = False
+    reported = False
     """Whether stderr has it already."""
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["KDBENCH_WORKERS"] = "1"  # in the test's own process, which has imported torch already
 
 
+TOGETHER = ("tests/slurm/", "tests/board/browser/")  # one cluster, one browser and one site serve a folder's tests
+MARKS = dict(zip((*TOGETHER, "tests/contract/"), ("slurm", "browser", "contract"), strict=True))
+ALONE = ("tests/launch/test_pool.py", "tests/launch/test_local.py")  # files of long tests, shared out one by one
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share tests out one by one, but those with SLURM together: one cluster serves them, one after another.
+    """Share tests out by files, in the order of :func:`pytest_collection_modifyitems`, and the contract by cards.
 
     Not by ``xdist_group``: pytest-xdist 3.8 marks groups in a field that pytest 9.2 has no more.
     """
@@ -26,14 +35,53 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "slurm" if nodeid.startswith("tests/slurm/") else nodeid
+            file, _, name = nodeid.partition("::")
+            if file.startswith("tests/contract/") and "-" in name:
+                return f"{file}[{re.split(r'[[-]', name)[1]}]"
+            folder = next((folder for folder in TOGETHER if file.startswith(folder)), file)
+            return nodeid if file in ALONE else folder
 
+    config.option.loadscopereorder = False
     return Scheduling(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--kills 50``: the kill test as long as one likes."""
+    parser.addoption("--kills", type=int, default=12, help="how often the kill test kills a run (default: 12)")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Long tests first, so that no worker is left alone with one at the end: SLURM's, which mostly wait, before all.
+
+    Tests with SLURM, those with a browser and the contract bear the mark of it.
+    """
+    for item in items:
+        for folder, mark in MARKS.items():
+            if item.nodeid.startswith(folder):
+                item.add_marker(mark)
+
+    def rank(item: pytest.Item) -> int:
+        return next((place for place, mark in enumerate((*MARKS.values(), "slow")) if item.get_closest_marker(mark)), 9)
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A program to be used as ``sys.executable`` where many processes start: see ``preloaded.py``."""
+    spec = importlib.util.spec_from_file_location("preloaded", Path(__file__).parent / "preloaded.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.server(tmp_path_factory.mktemp("preloaded")) as program:
+        yield str(program)
+
+
+@pytest.fixture
+def quick_start(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``sys.executable`` be :func:`preloaded`: in the test, in what it starts, and in what they start."""
+    monkeypatch.setattr(sys, "executable", preloaded)
 
 
 @pytest.fixture

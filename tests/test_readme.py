@@ -4,11 +4,14 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kdbench.cli import main as cli
+from kdbench.engine.method import Method
 from kdbench.plan import cards
+from kdbench.plan.catalog import read_method
 from kdbench.plan.family import extras
 
 ROOT = Path(__file__).parent.parent
@@ -82,3 +85,13 @@ def test_it_names_what_there_is() -> None:
         r"`((?:gnn|graph_classification|hippocampus|brain_tumour|heart|blood_cells|avdigits|crisismmd)\w*)`", table
     ):
         assert name in cards.task_paths(), name
+
+
+def test_its_method_is_one(tmp_path: Path) -> None:
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "class MyMethod" in text]
+    (tmp_path / "mymethod.py").write_text(block)
+    info = read_method(tmp_path / "mymethod.py", "graph", "mymethod")
+    assert info is not None and info.teacher == "frozen" and [field.name for field in info.fields] == ["weight"]
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert issubclass(names["MyMethod"], Method)

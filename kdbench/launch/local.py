@@ -52,12 +52,15 @@ def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None,
 
     Finished runs that are stale are done again, unless ``keep_stale``. A run that fails is reported and the others go
     on; a full disk stops them all. Raises :class:`UsageError` where workers are asked for, but a run is one of several
-    processes.
+    processes, and where data is not sound or an arm cannot be planned on it: before any run, unless each has a worker
+    and none a setting or a card of the user's.
     """
     for family in {config.family for config in configs}:
         require_extra(family)
     number = min(_workers(configs, workers), len(configs))
     ready(root)
+    if number == 1 or any(config.card or config.overrides for config in configs):
+        check_plans(configs, root)  # with workers it reads data once more: for what nobody may have tried before
     report = Report()
     with Bars(names_of(configs), workers=max(number, 1)) as bars:
         if number > 1:
@@ -134,10 +137,9 @@ def _side_by_side(
 
 
 def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars: Bars, report: Report) -> None:
-    """The runs in this process. Raises :class:`UsageError` before the first where one of an arm cannot be done."""
+    """The runs in this process."""
     from kdbench.engine.runner import run
 
-    check_plans(configs, root)
     for config in configs:
         bars.begin(config)
         try:

@@ -15,9 +15,9 @@ from typing import Any
 
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest
-from kdbench.plan.catalog import PACKAGE, families, folder_of, kind_module, method, points, told
+from kdbench.plan.catalog import PACKAGE, families, folder_of, kind_module, method, named_point, points
+from kdbench.plan.collected import Collected
 from kdbench.plan.datasets import dataset, datasets, described, described_as, own, reading_options
-from kdbench.plan.found import Found
 from kdbench.plan.marked_yaml import line_of, read_yaml
 from kdbench.plan.metrics import named
 from kdbench.plan.options import Optimizer, OptionError, Trainer, build, check_sections, merge
@@ -96,28 +96,28 @@ class Card:
 
 
 @functools.cache
-def task_paths() -> Found[str, Path]:
+def task_paths() -> Collected[str, Path]:
     """Task name -> card. A card's place is its name: ``tasks/gnn/cora.yaml`` is ``gnn/cora``.
 
     A name that two cards have is neither's.
     """
-    found: Found[str, Path] = Found()
-    for folder in _task_folders(found):
+    paths: Collected[str, Path] = Collected()
+    for folder in _task_folders(paths):
         for path in sorted(folder.rglob("*.yaml")):
             name = path.relative_to(folder).with_suffix("").as_posix()
-            with found.reading(name):
-                found.check(name)
-                if found.setdefault(name, path) != path:
-                    raise CardError(f"{path}:1: there is a task '{name}' already, {found.pop(name)}.")
-    return found
+            with paths.reading(name):
+                paths.check(name)
+                if paths.setdefault(name, path) != path:
+                    raise CardError(f"{path}:1: there is a task '{name}' already, {paths.pop(name)}.")
+    return paths
 
 
-def _task_folders(found: Found[str, Path]) -> Iterator[Path]:
+def _task_folders(paths: Collected[str, Path]) -> Iterator[Path]:
     inside = PACKAGE / "_tasks"
     yield inside if inside.is_dir() else PACKAGE.parent / "tasks"
     for point in points("kdbench.tasks"):
-        with found.reading(told(point)):
-            yield folder_of(point.value, told(point))
+        with paths.reading(named_point(point)):
+            yield folder_of(point.value, named_point(point))
 
 
 def card(name: str) -> Card:
@@ -163,13 +163,13 @@ def _own_card(word: str, place: str, *state: int) -> Card:
 
 
 @functools.cache
-def listed() -> Found[str, Card]:
+def listed() -> Collected[str, Card]:
     """Every card that can be read, its options unchecked."""
-    found: Found[str, Card] = Found()
+    listed_cards: Collected[str, Card] = Collected()
     for name, path in task_paths().items():
-        with found.reading(name):
-            found[name] = read_card(path, name, options=False)
-    return found
+        with listed_cards.reading(name):
+            listed_cards[name] = read_card(path, name, options=False)
+    return listed_cards
 
 
 TEXTS = ("title", "family", "kind", "dataset", "metric")

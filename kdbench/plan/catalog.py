@@ -8,7 +8,7 @@ that listing, showing and checking need. Other packages add families, methods an
 - ``kdbench.methods``: ``FAMILY.METHOD = module`` (``METHOD = module`` for every family), one method file;
 - ``kdbench.tasks``: ``ANY = package`` whose folder holds cards.
 
-What cannot be read is told on stderr and left out; its error is raised to whoever asks for it by name.
+What cannot be read is reported on stderr and left out; its error is raised to whoever asks for it by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from kdbench.errors import CardError, KdbenchError, shown, unknown
-from kdbench.plan.found import Found
+from kdbench.plan.collected import Collected
 
 PACKAGE = Path(__file__).parent.parent
 ROLES = ("method", "control", "bound")
@@ -88,17 +88,19 @@ def points(group: str) -> Iterable[EntryPoint]:
 
 
 @functools.cache
-def families() -> Found[str, str]:
+def families() -> Collected[str, str]:
     """Family name -> package: the folders of ``kdbench/families`` and the ``kdbench.families`` entry points."""
-    found: Found[str, str] = Found()
+    packages: Collected[str, str] = Collected()
     for path in (PACKAGE / "families").glob("*/__init__.py"):
-        found[path.parent.name] = f"kdbench.families.{path.parent.name}"
+        packages[path.parent.name] = f"kdbench.families.{path.parent.name}"
     for point in points("kdbench.families"):
-        with found.reading(point.name):
-            folder_of(point.value, told(point))
-            if found.setdefault(point.name, point.value) != point.value:
-                raise CardError(f"{told(point)}: there is a family of that name already, {found[point.name]}.")
-    return found
+        with packages.reading(point.name):
+            folder_of(point.value, named_point(point))
+            if packages.setdefault(point.name, point.value) != point.value:
+                raise CardError(
+                    f"{named_point(point)}: there is a family of that name already, {packages[point.name]}."
+                )
+    return packages
 
 
 @functools.cache
@@ -135,22 +137,22 @@ def in_words(error: Exception) -> str:
 
 
 @functools.cache
-def found_methods() -> Found[Place, MethodInfo]:
+def methods_by_place() -> Collected[Place, MethodInfo]:
     """What every method file says, by its place; a place that two have is neither's."""
-    found: Found[Place, MethodInfo] = Found()
+    by_place: Collected[Place, MethodInfo] = Collected()
     for place, read in _method_sources():
-        with found.reading(place):
-            found.check(place)
+        with by_place.reading(place):
+            by_place.check(place)
             info = read()
-            if info is not None and found.setdefault(place, info) is not info:
-                earlier, who = found.pop(place), " ".join(filter(None, place[:2])) or "every family"
+            if info is not None and by_place.setdefault(place, info) is not info:
+                earlier, who = by_place.pop(place), " ".join(filter(None, place[:2])) or "every family"
                 raise CardError(f"{info.path}:1: method '{place[2]}' of {who} is also defined in {earlier.path}.")
-    return found
+    return by_place
 
 
 def methods() -> tuple[MethodInfo, ...]:
     """What every method file says that can be read."""
-    return tuple(found_methods().values())
+    return tuple(methods_by_place().values())
 
 
 def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
@@ -160,7 +162,7 @@ def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
 
 def offers(name: str, family: str, kind: str) -> bool:
     """Whether this family and kind of task has a method. Raises :class:`CardError` when its file cannot be read."""
-    found_methods().check((family, kind, name), (family, None, name), (None, None, name))
+    methods_by_place().check((family, kind, name), (family, None, name), (None, None, name))
     return name in offered_methods(family, kind)
 
 
@@ -176,8 +178,8 @@ def method(name: str, family: str, kind: str) -> MethodInfo:
 
 def installed_method(family: str, name: str) -> MethodInfo | None:
     """The family's method of that name, or the one of every family; None where neither is installed here."""
-    found = {info.family: info for info in methods() if info.name == name and info.family in (None, family)}
-    return found.get(family, found.get(None))
+    by_family = {info.family: info for info in methods() if info.name == name and info.family in (None, family)}
+    return by_family.get(family, by_family.get(None))
 
 
 def _method_sources() -> Iterator[tuple[Place, Callable[[], MethodInfo | None]]]:
@@ -195,18 +197,18 @@ def _method_sources() -> Iterator[tuple[Place, Callable[[], MethodInfo | None]]]
 
 def _read_point(point: EntryPoint) -> MethodInfo | None:
     family, _, name = point.name.rpartition(".")
-    path = Path(str(_spec(point.value, told(point)).origin))
+    path = Path(str(_spec(point.value, named_point(point)).origin))
     if name != path.stem:
-        raise CardError(f"{told(point)}: a method has the name of its file, '{path.stem}'.")
+        raise CardError(f"{named_point(point)}: a method has the name of its file, '{path.stem}'.")
     if family and family not in families():
-        raise CardError(f"{told(point)}: {unknown('family', family, families())}")
+        raise CardError(f"{named_point(point)}: {unknown('family', family, families())}")
     info = read_method(path, family or None, point.value)
     if info is None:
-        raise CardError(f"{told(point)}: {path} defines no subclass of Method.")
+        raise CardError(f"{named_point(point)}: {path} defines no subclass of Method.")
     return info
 
 
-def told(point: EntryPoint) -> str:
+def named_point(point: EntryPoint) -> str:
     """An entry point in words."""
     return f"Entry point {point.group} '{point.name} = {point.value}'"
 
@@ -312,17 +314,17 @@ def _execute(tree: ast.Module, options: ast.ClassDef, path: Path) -> type:
 
 def _literals(node: ast.ClassDef) -> dict[str, Any]:
     """Class attributes with literal values."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in node.body:
         if not isinstance(item, ast.Assign | ast.AnnAssign) or item.value is None:
             continue
         for target in item.targets if isinstance(item, ast.Assign) else [item.target]:
             if isinstance(target, ast.Name):
                 try:
-                    found[target.id] = ast.literal_eval(item.value)
+                    values[target.id] = ast.literal_eval(item.value)
                 except (ValueError, TypeError):
                     continue
-    return found
+    return values
 
 
 def option_fields(node: ast.ClassDef) -> tuple[Field, ...]:
@@ -340,6 +342,11 @@ def option_fields(node: ast.ClassDef) -> tuple[Field, ...]:
 
 def documented_options(options: type) -> tuple[Field, ...]:
     """:func:`option_fields` of an imported options dataclass."""
-    module = importlib.import_module(options.__module__)
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    return next(option_fields(n) for n in tree.body if isinstance(n, ast.ClassDef) and n.name == options.__name__)
+    return _documented(str(importlib.import_module(options.__module__).__file__))[options.__name__]
+
+
+@functools.cache
+def _documented(file: str) -> dict[str, tuple[Field, ...]]:
+    """:func:`option_fields` of every class of a file."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {node.name: option_fields(node) for node in tree.body if isinstance(node, ast.ClassDef)}

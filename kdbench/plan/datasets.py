@@ -13,8 +13,8 @@ from typing import Any
 from kdbench.errors import CardError, DataError, shown, unknown
 from kdbench.hashing import digest, file_digest
 from kdbench.plan.catalog import kind_module, kinds
+from kdbench.plan.collected import Collected
 from kdbench.plan.family import family_files
-from kdbench.plan.found import Found
 from kdbench.plan.marked_yaml import line_of, read_yaml
 from kdbench.plan.options import OptionError, build
 from kdbench.plan.written import as_text
@@ -92,7 +92,7 @@ _own: dict[str, Dataset] = {}
 """Data sets that users' cards describe, by :func:`address`."""
 
 
-def datasets() -> Found[str, Dataset]:
+def datasets() -> Collected[str, Dataset]:
     """Every data set by name: those of the families, and of the file that ``KDBENCH_DATA_SETS`` names.
 
     ``faulty`` tells by family whose list cannot be read.
@@ -101,8 +101,8 @@ def datasets() -> Found[str, Dataset]:
 
 
 @functools.cache
-def _datasets(own: str) -> Found[str, Dataset]:
-    listed: Found[str, Dataset] = Found()
+def _datasets(own: str) -> Collected[str, Dataset]:
+    listed: Collected[str, Dataset] = Collected()
     for family, file in family_files().items():
         with listed.reading(family):
             add(listed, described(file.content.get("datasets", {}), file.lines, file.path, family), file.path)
@@ -208,8 +208,8 @@ def reading_options(data: Dataset) -> Any:
     if not data.reader and not readers:
         return None
     if data.reader not in readers:
-        told = unknown(f"reader of {kind.replace('_', ' ')}", data.reader, readers) if data.reader else "is missing."
-        raise OptionError("reader", f"data set '{data.name}': reader: {told}")
+        said = unknown(f"reader of {kind.replace('_', ' ')}", data.reader, readers) if data.reader else "is missing."
+        raise OptionError("reader", f"data set '{data.name}': reader: {said}")
     try:
         return build(readers[data.reader], data.options, "options")
     except OptionError as error:
@@ -284,5 +284,5 @@ def inventory(info: Dataset) -> dict[str, Any]:
     own = "present" if any(place.is_dir() for place in info.places()) else "missing"
     states = {str(file["state"]) for file in files} or {own}
     state = "generated" if info.generated else next(s for s in ("corrupt", "missing", "present") if s in states)
-    told = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
-    return {**told, "state": state, "files": files}
+    texts = {name: getattr(info, name) for name in ("name", "family", "title", "licence", "source", "how")}
+    return {**texts, "state": state, "files": files}

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.errors import CardError, MissingExtraError, unknown
 from kdbench.plan.catalog import families, folder_of
-from kdbench.plan.found import Found
+from kdbench.plan.collected import Collected
 from kdbench.plan.marked_yaml import line_of, read_yaml
 from kdbench.plan.options import OptionError, build
 
@@ -49,10 +49,11 @@ SLURM = Extra("launcher=slurm: sweeps on a SLURM cluster", ("submitit",))
 
 
 @functools.cache
-def family_files() -> Found[str, FamilyFile]:
-    """The file of every family, by its name."""
-    read: Found[str, FamilyFile] = Found()
-    for family, package in families().items():
+def family_files() -> Collected[str, FamilyFile]:
+    """The file of every family, by its name; ours first, so that no installed one can take a name from them."""
+    read: Collected[str, FamilyFile] = Collected()
+    ours_first = sorted(families().items(), key=lambda one: (not one[1].startswith("kdbench.families."), one))
+    for family, package in ours_first:
         with read.reading(family):
             path = folder_of(package) / "family.yaml"
             read[family] = read_family(path) if path.exists() else FamilyFile(path)

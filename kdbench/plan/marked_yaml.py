@@ -162,22 +162,22 @@ class _Reader:
         return float(text.replace(".", "", 1)) if _SPECIAL.fullmatch(text) else text
 
     def mapping(self, field: str, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self.fail(event, "a key is a word")
             key = event.value
             inner = f"{field}.{key}" if field else key
-            if key in found:
+            if key in fields:
                 raise self.fail(event, f"field '{shown(inner)}' is given twice, first in line {self.lines[inner]}")
             self.lines[inner] = _line(event)
-            found[key] = self.value(next(self.events), inner, depth + 1)
-        return found
+            fields[key] = self.value(next(self.events), inner, depth + 1)
+        return fields
 
     def sequence(self, field: str, depth: int) -> list[Any]:
-        found: list[Any] = []
+        items: list[Any] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            inner = f"{field}.{len(found)}" if field else str(len(found))
+            inner = f"{field}.{len(items)}" if field else str(len(items))
             self.lines[inner] = _line(event)
-            found.append(self.value(event, inner, depth + 1))
-        return found
+            items.append(self.value(event, inner, depth + 1))
+        return items

@@ -83,7 +83,7 @@ def server(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     def begin(one: ThreadingHTTPServer) -> None:
         started.append(one)
         ready.set()
-        real(one)
+        real(one, poll_interval=0.02)
 
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", begin)
     thread = threading.Thread(target=serving.serve, args=(tmp_path / "site", 0, lambda address: None))

@@ -24,6 +24,7 @@ from kdbench.plan.config import expand, run_folder
 from kdbench.results import record as records
 from kdbench.results.record import SCHEMA_VERSION, Record
 
+PYTHON = sys.executable
 CORA = ["task=gnn/cora", "scale=small", "method=alone", "--no-baselines"]
 TINY = ["task=gnn", "method=kd", "trainer.max_epochs=2"]
 
@@ -60,7 +61,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def python(script: str, *words: str | Path, before: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Start a script in a process of its own, with the command line at hand."""
     text = f"import os, sys\nfrom kdbench.cli.main import console, entry\n{script}"
-    command = [*before, sys.executable, "-c", text, *map(str, words)]
+    command = [*before, PYTHON if before else sys.executable, "-c", text, *map(str, words)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -263,6 +264,8 @@ entry(["validate", runs])
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_start")
 def test_a_full_disk_stops_with_one_message_and_loses_nothing(tmp_path: Path) -> None:
     """Every kind of file is once the one that does not fit: stage, teacher cache, checkpoint, weights, record."""
     said = end(python(FULL, tmp_path / "runs"))
@@ -293,6 +296,7 @@ entry(["validate", runs])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="mounting a small file system takes root and a mount namespace")
 def test_a_full_file_system_stops_with_one_message_and_a_rerun_with_room_completes(tmp_path: Path) -> None:
     said = end(python(SMALL, tmp_path, before=("unshare", "-m")))
@@ -316,6 +320,8 @@ print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in "ab"))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_start")
 def test_two_processes_at_one_run_do_it_once(tmp_path: Path) -> None:
     script = TWO.replace("sys.argv[1]", repr(str(tmp_path)))
     assert end(python(script, "run", *TINY, "--no-baselines", "--runs", tmp_path / "runs")).out == "0 0\n"
@@ -338,6 +344,8 @@ console()
 """
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_start")
 def test_a_run_interrupted_and_killed_goes_on_from_its_checkpoint_to_the_same_numbers(
     say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from kdbench.results import record as records
 
 COMMANDS = [
     *("run", "list", "show", "compare", "validate", "reproduce", "data", "doctor"),
-    *("sweep", "status", "retry", "cancel", "collect", "logs", "leaderboard"),
+    *("sweep", "status", "retry", "cancel", "check", "collect", "logs", "leaderboard"),
 ]
 SHORT = ["task=gnn", "method=lingugkd", "trainer.max_epochs=2"]
 DIVERGING = ["optimizer.name=sgd", "optimizer.lr=1e30"]

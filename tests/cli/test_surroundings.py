@@ -21,6 +21,7 @@ LOCALES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locale", LOCALES, ids=lambda locale: next(iter(locale.values())))
 def test_no_table_is_lost_for_a_letter_that_the_locale_lacks(tmp_path: Path, locale: dict[str, str]) -> None:
     def kdbench(*words: str) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from kdbench.plan.datasets import dataset
 from kdbench.results import store
 
 EPOCHS = 3
+SHORT = (("student", "width", 16), ("student", "source_epochs", 8), ("teacher", "epochs", 4))
 
 
 def kinds() -> list[tuple[str, str]]:
@@ -68,11 +69,14 @@ class Killed(BaseException):
 
 
 def configure(task: str, method: str, **settings: Any) -> RunConfig:
-    """The task at its tiny scale, a few epochs, a narrow student where it has a width."""
+    """The task at its tiny scale, a few epochs also of what it begins with, a narrow student where it has a width."""
     trainer = {"max_epochs": EPOCHS, "checkpoint_every_n_epochs": 1, "check_val_every_n_epoch": 1, "accelerator": "cpu"}
-    narrow = {"student.width": 16} if "width" in section_types(cards.card(task))["student"].__dataclass_fields__ else {}
+    types = section_types(cards.card(task))
+    short = {
+        f"{section}.{name}": value for section, name, value in SHORT if name in types[section].__dataclass_fields__
+    }
     return resolve(
-        {"task": task, "method": method, **narrow, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings}
+        {"task": task, "method": method, **short, **{f"trainer.{k}": v for k, v in trainer.items()}, **settings}
     )
 
 

@@ -20,6 +20,8 @@ from kdbench.engine.runner import Outcome, Silent, run
 from kdbench.plan.config import expand
 from kdbench.results.record import loads
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 PLAIN = ["student.dropout=0", "optimizer.name=sgd", "optimizer.lr=0.05", "optimizer.schedule=constant"]
 SMALL = ["task=gnn", "student.width=16", "trainer.max_epochs=2", "trainer.accelerator=cpu", *PLAIN]
 

@@ -124,7 +124,7 @@ def test_graphs_of_three_classes(tmp_path: Path, data: Path, do: Do) -> None:
         assert record.metrics is not None and 0 <= record.metrics.test["auc"] <= 1
         assert record.confusion is not None and len(record.confusion) == 3
         assert record.predictions is not None and set(record.predictions) <= set("012")
-    with pytest.raises(UsageError, match=r"method\.theta=\[3, 3\]: own_set has 3 classes, so as many thresholds"):
+    with pytest.raises(UsageError, match=r"theta=\[3, 3\]: own_set has 3 classes, so as many thresholds"):
         do(task, "method=mirage", "method.theta=[3,3]")
 
 

@@ -90,11 +90,12 @@ def test_a_wrong_label_is_named_by_file_and_row(mine: Path, capsys: pytest.Captu
     data.load.cache_clear()
 
 
-def test_what_one_arm_cannot_do_is_said_before_the_others_are_trained(mine: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_one_arm_cannot_do_is_said_before_the_others_are_trained(mine: Path, workers: int) -> None:
     configs = local.with_baselines(expand(["task=mine.yaml", "method=lingugkd", "scale=small"]))
     assert len(configs) == 3
     with pytest.raises(UsageError, match="there are none of ring"):
-        local.launch(configs, mine / "runs", workers=1)
+        local.launch(configs, mine / "runs", workers=workers)
     assert not [path for path in (mine / "runs").rglob("*") if path.is_file()]
 
 

@@ -25,6 +25,8 @@ from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Run, from_words
 from kdbench.plan.config import RunConfig, expand, run_folder
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 GRID = ["task=gnn", "method=kd", "seed=0..1", "trainer.max_epochs=2"]
 
 

@@ -239,6 +239,7 @@ def once(tmp_path: Path) -> Callable[..., list[str]]:
     return run
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_done_again_when_its_code_changes(
     once: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

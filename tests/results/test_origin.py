@@ -117,6 +117,7 @@ def test_a_forgery_is_refused_and_its_field_named(case: str, kd: Body, tmp_path:
     assert report.valid == 0
 
 
+@pytest.mark.slow
 def test_every_published_record_holds_and_its_config_and_command_are_checked() -> None:
     report = store.validate([PUBLISHED])
     assert report.problems == [] and report.valid == report.read == 634

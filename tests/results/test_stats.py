@@ -232,6 +232,7 @@ def test_fieller_without_spread_has_no_interval() -> None:
     assert fieller(off, gaps) and fieller(off, gaps, finest=1e-6) is None
 
 
+@pytest.mark.slow
 def test_fieller_covers_95_percent() -> None:
     draw, hits, trials = np.random.default_rng(7), 0, 4000
     covariance = [[1.0, 0.6], [0.6, 2.0]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from local_cluster import LocalCluster
 
 from kdbench.cli import main as cli
+from kdbench.engine import runner
 from kdbench.launch import slurm, states
 from kdbench.launch.status import RunStatus, statuses
 from kdbench.launch.sweep import Sweep, from_words, load
@@ -25,7 +26,7 @@ SMALL = ["slurm.memory=2GB", "slurm.cpus=1", "slurm.time=10"]
 PLAIN = ["trainer.max_epochs=10"]
 LONG = ["trainer.max_epochs=100000"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("quick_start")]
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +38,8 @@ def on_the_cluster(cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def sweep(words: list[str], root: Path, *more: str, code: int = 0) -> Sweep:
-    """Run ``kdbench sweep`` to its end or, on the cluster without ``--wait``, until all is submitted."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kdbench.cli", "sweep", *words, *more, "--runs", str(root)],
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+    """Do ``kdbench sweep`` to its end or, on the cluster without ``--wait``, until all is submitted."""
+    assert cli.entry(["sweep", *words, *more, "--runs", str(root)]) == code
     return from_words(words, root)
 
 
@@ -63,15 +58,18 @@ def logs(asked: Sweep) -> str:
 
 
 def locally(words: list[str], root: Path) -> dict[str, Any]:
-    """The numbers of the same runs, uninterrupted, on this machine."""
-    return numbers(sweep([word for word in words if not word.startswith(("slurm.", "launcher="))], root))
+    """The numbers of the same runs, uninterrupted, in this process."""
+    asked = from_words([word for word in words if not word.startswith(("slurm.", "launcher="))], root)
+    for run in asked.runs.values():
+        runner.run(run.config(), root, runner.Silent())
+    return numbers(asked)
 
 
 def wait_for(condition: Callable[[], Any], asked: Sweep, seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited in vain; {statuses(asked)}\n{logs(asked)}"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def state(asked: Sweep) -> states.State:
@@ -118,12 +116,30 @@ def record(asked: Sweep, key: str) -> Any:
 
 
 def test_a_time_limit_is_met_by_a_checkpoint_and_the_numbers_stay(tmp_path: Path) -> None:
-    words = ["task=gnn", "method=kd", "trainer.max_epochs=4000", "name=late", "launcher=slurm", *SMALL[:2]]
-    words += ["slurm.time=1", "slurm.signal=35", "slurm.requeues=50"]  # 25 s at a stretch, the start included
-    asked = sweep(words, tmp_path / "cluster", "--wait")
+    """SLURM warns of it 10 to 40 s after the start. The run is frozen meanwhile, so that it need not be long."""
+    words = ["task=gnn", "method=kd", "trainer.max_epochs=300", "name=late", "launcher=slurm", *SMALL[:2]]
+    words += ["slurm.time=2", "slurm.signal=80", "slurm.requeues=50"]
+    asked = sweep(words, tmp_path / "cluster")
+    wait_for(lambda: state(asked).epoch > 2, asked)
+    pid = state(asked).pid
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: warned(pid), asked)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: only(asked).phase == "done", asked)
     assert state(asked).attempt > 1, "it was stopped and queued again"
     assert "the checkpoint is written" in logs(asked)
     assert numbers(asked) == locally(words, tmp_path / "local")
+
+
+def warned(pid: int) -> bool:
+    """Whether SLURM's warning waits for a process that is frozen, or SLURM has let it go on and it ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    masks = re.findall(r"^(?:Sig|Shd)Pnd:\s+(\w+)", status, re.M)
+    return any(int(mask, 16) >> signal.SIGUSR2 - 1 & 1 for mask in masks)
 
 
 def test_a_run_that_a_more_urgent_job_preempts_checkpoints_and_goes_on_afterwards(

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from kdbench.results.record import Record, loads
 
+pytestmark = pytest.mark.usefixtures("quick_start")
+
 TEMPLATES = Path(__file__).parents[2] / "slurm"
 WORDS = [
     "task=gnn",
@@ -33,7 +35,10 @@ WORDS = [
 ]
 NODES = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp"]
 SRUN = ["srun", "--nodes=2", "--ntasks-per-node=1", "--job-name=kdbench"]
-COMMAND = [sys.executable, "-m", "kdbench.cli", "run"]
+
+
+def kdbench_run() -> list[str]:
+    return [sys.executable, "-m", "kdbench.cli", "run"]
 
 
 def outcome(root: Path) -> tuple[Record, Path]:
@@ -71,7 +76,7 @@ def batch(cluster: LocalCluster, folder: Path, commands: Path, *words: str) -> N
 def test_two_nodes_equal_two_processes(cluster: LocalCluster, tmp_path: Path, commands: Path) -> None:
     template = str(TEMPLATES / "multinode.sbatch")
     batch(cluster, tmp_path, commands, template, *WORDS, "--json", "--runs", str(tmp_path / "nodes"))
-    here = [*COMMAND, *WORDS, "trainer.devices=2", "trainer.strategy=ddp", "--runs", str(tmp_path / "here")]
+    here = [*kdbench_run(), *WORDS, "trainer.devices=2", "trainer.strategy=ddp", "--runs", str(tmp_path / "here")]
     plain = subprocess.run(here, capture_output=True, text=True, env=cluster.environment, check=False)
     assert plain.returncode == 0, plain.stderr
     (nodes, its), (processes, others) = outcome(tmp_path / "nodes"), outcome(tmp_path / "here")
@@ -86,7 +91,7 @@ def test_two_nodes_equal_two_processes(cluster: LocalCluster, tmp_path: Path, co
 @pytest.mark.slow
 def test_one_node_trains_the_teacher_of_two(cluster: LocalCluster, tmp_path: Path) -> None:
     words = ["task=graph_classification", "method=kd", "trainer.max_epochs=2", "trainer.accelerator=cpu", *NODES]
-    told = cluster.command(*SRUN, *COMMAND, *words, "--no-baselines", "--json", "--runs", str(tmp_path))
+    told = cluster.command(*SRUN, *kdbench_run(), *words, "--no-baselines", "--json", "--runs", str(tmp_path))
     assert len(json.loads(told)["records"]) == 1  # only the first process prints
     record, _ = outcome(tmp_path)
     assert record.status == "done" and [stage.name for stage in record.stages] == ["teacher"]
@@ -94,7 +99,7 @@ def test_one_node_trains_the_teacher_of_two(cluster: LocalCluster, tmp_path: Pat
 
 @pytest.mark.slow
 def test_processes_that_nobody_asked_for_are_refused(cluster: LocalCluster, tmp_path: Path) -> None:
-    command = [*SRUN, *COMMAND, *WORDS, "--runs", str(tmp_path)]
+    command = [*SRUN, *kdbench_run(), *WORDS, "--runs", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=cluster.environment, check=False)
     assert done.returncode == 2 and "srun started 2 processes" in done.stderr
     assert not list(tmp_path.rglob("record.json"))

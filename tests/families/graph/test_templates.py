@@ -39,6 +39,7 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_layers_leave_no_file_in_the_temporary_folder(printed: Callable[[str], str], tmp_path: Path) -> None:
     ours = printed(LAYERS)
     assert left(tmp_path) == []

@@ -103,12 +103,20 @@ def settings(
 
     Its thresholds where it says none: a quarter of each class's training graphs.
     """
-    if theta is not None and len(theta) != data.classes:
-        raise UsageError(f"method.theta={list(theta)}: {data.name} has {data.classes} classes, so as many thresholds.")
+    for given in (theta, data.how.theta):
+        if given is not None and len(given) != data.classes:
+            raise UsageError(f"theta={list(given)}: {data.name} has {data.classes} classes, so as many thresholds.")
     sizes = data.graphs.y[data.ids("train")].bincount(minlength=data.classes)
     shares = tuple(max(1, round(SHARE * size)) for size in sizes.tolist())
+    chosen = theta or data.how.theta or shares
+    for label, (threshold, size) in enumerate(zip(chosen, sizes.tolist(), strict=True)):
+        if threshold > size:
+            raise UsageError(
+                f"No set of trees can be in {threshold} graphs of class {label}: {size} are for training. Lower its "
+                f"threshold (method.theta={list(chosen)})."
+            )
     shared = data.how.drop_shared if drop_shared is None else drop_shared
-    return {"hops": hops or layers, "theta": list(theta or data.how.theta or shares), "drop_shared": shared}
+    return {"hops": hops or layers, "theta": list(chosen), "drop_shared": shared}
 
 
 def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:

@@ -303,6 +303,7 @@ def test_images_without_confident_label(detector: Any, plain: None, empty: Any) 
     sum(terms.values()).backward()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_teacher_gets_no_gradient_through_the_whole_method(session: Callable[..., Any]) -> None:
     begun = session("method=lpld", "method.threshold=0.3")
     module, teachers = begun.assemble()

@@ -125,6 +125,7 @@ def test_true_boxes_are_not_appended_to_the_proposals(detector: Any) -> None:
     assert not detector.rpn_head.sampler.add_gt_as_proposals
 
 
+@pytest.mark.slow
 def test_the_full_detector_is_built_offline_with_its_frozen_parts(tmp_path: Path) -> None:
     from torchvision.models import resnet50
 

@@ -25,6 +25,7 @@ from kdbench.plan.config import expand
 from kdbench.plan.metrics import Undefined
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["alone", "kd", "lpld"])
 def test_no_arm_but_the_oracle_reads_the_targets_labels(
     method: str, do: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -36,6 +37,7 @@ def test_no_arm_but_the_oracle_reads_the_targets_labels(
     assert do(f"method={method}", "seed=3").record.status == "done"
 
 
+@pytest.mark.slow
 def test_the_oracle_reads_them(do: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     real = domains.hidden
@@ -56,6 +58,7 @@ def test_wrong_labels_of_the_oracle_show_before_any_training(
         do("method=oracle", "seed=6")
 
 
+@pytest.mark.slow
 def test_alone_is_the_source_detector_and_reads_no_target_training_image(
     session: Callable[..., Session], do: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +76,7 @@ def test_alone_is_the_source_detector_and_reads_no_target_training_image(
     assert deployed.keys() == weights.keys() and len(seen) <= 2, "one batch, to measure shapes and speed"
 
 
+@pytest.mark.slow
 def test_arms_share_the_source_detector_of_their_seed(do: Callable[..., Any]) -> None:
     stages = {
         (seed, method): next(s for s in do(f"method={method}", f"seed={seed}").record.stages).key
@@ -134,6 +138,7 @@ def test_null_moves_the_teacher_once_an_epoch(
     assert isinstance(teacher, EMATeacher) and teacher.every == steps
 
 
+@pytest.mark.slow
 def test_the_teacher_moves_where_batches_are_accumulated(do: Callable[..., Any]) -> None:
     words = ("trainer.accumulate_grad_batches=3", "method.threshold=0.3")
     deployed = load_file(do("method=kd", *words).folder / "student.safetensors")
@@ -153,6 +158,7 @@ def test_without_confident_labels_skipping_leaves_the_student_as_it_was(
     assert curves.values["train/images without label"] == [1] and curves.values["train/loss"] == [0]
 
 
+@pytest.mark.slow
 def test_without_confident_labels_background_trains_it(session: Callable[..., Session]) -> None:
     begun = session("method=kd", "method.threshold=0.999", "method.empty=background")
     module, _ = begun.assemble()
@@ -162,6 +168,7 @@ def test_without_confident_labels_background_trains_it(session: Callable[..., Se
     assert curves.values["train/rpn_cls"][0] > 0 and curves.values["train/rpn_box"] == [0]
 
 
+@pytest.mark.slow
 def test_lpld_mines_on_generated_shapes(do: Callable[..., Any]) -> None:
     """With bounds that let some regions through; the term trains, and kd is another run."""
     words = ("method.threshold=0.5", "method.foreground=0.5")

@@ -39,6 +39,7 @@ Path(f"{root}/skipped_{rank(2)}").write_text(str(curves.values["train/images wit
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_start")
 @pytest.mark.parametrize("method", ["kd", "lpld"])
 def test_a_process_without_labels_takes_the_step_of_the_others(method: str, tmp_path: Path) -> None:
     words = ["task=domain_adaptation", f"method={method}", "method.threshold=0.7", "data.batch_size=1"]

@@ -114,6 +114,8 @@ def test_thresholds_are_the_options_else_the_data_sets_else_a_share_of_a_class()
     assert settings(data, 3, None, (5, 6), None) == {"hops": 3, "theta": [5, 6], "drop_shared": True}
     assert settings(data, 3, 2, None, False) == {"hops": 2, "theta": [440, 570], "drop_shared": False}
     sizes = own.graphs.y[own.ids("train")].bincount().tolist()
+    with pytest.raises(UsageError, match=rf"No set of trees can be in 5000 graphs of class 1: {sizes[1]} are for"):
+        settings(own, 3, None, (5, 5000), None)
     assert settings(own, 3, None, None, None)["theta"] == [round(0.25 * size) for size in sizes]
 
 

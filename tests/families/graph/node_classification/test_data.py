@@ -136,6 +136,7 @@ def test_planetoid_cora_is_as_its_source_says(real_data: Path) -> None:
     torch.testing.assert_close(graph.x.sum(dim=1), torch.ones(2708))
 
 
+@pytest.mark.slow
 def test_a_plain_gcn_on_our_cora_reaches_what_is_known(real_data: Path) -> None:
     graph = data.read("cora", NodeData(), 0)
     torch.manual_seed(0)

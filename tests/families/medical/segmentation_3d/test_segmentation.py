@@ -186,6 +186,7 @@ def test_random_views_have_no_cache_and_no_control(words: tuple[str, ...], do: C
     assert do("task=hippocampus", "method=kd", "data.views=random", "teacher.cache=false", *quick).record.teacher
 
 
+@pytest.mark.slow
 def test_the_cache_of_fixed_views_is_their_live_teacher(do: Callable[..., Outcome]) -> None:
     words = ["task=hippocampus", "method=kd", "data.views=fixed", "data.crops=3", "data.patch=[8,8,8]"]
     quick = ["trainer.max_epochs=4", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1"]

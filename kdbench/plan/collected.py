@@ -1,4 +1,4 @@
-"""What was found by reading many files: one that is faulty is told on stderr, and the others are there."""
+"""What reading many files gave: a faulty one is reported on stderr, and the others are there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Found(dict[K, V]):
+class Collected(dict[K, V]):
     """What was read, by name. ``faulty`` tells, by name, why something is not here."""
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class Found(dict[K, V]):
 
     @contextmanager
     def reading(self, name: K) -> Iterator[None]:
-        """A fault of what is read under this name is told and kept, and goes no further."""
+        """A fault of what is read under this name is reported and kept, and goes no further."""
         try:
             yield
         except CardError as error:
             self.faulty.setdefault(name, error)
-            if not error.told:
+            if not error.reported:
                 click.echo(f"Left out: {error}", err=True)
-            error.told = True
+            error.reported = True
 
     def check(self, *names: K) -> None:
         """Raise the fault of the first of these names that has one: it is asked for."""
