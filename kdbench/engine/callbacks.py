@@ -153,11 +153,16 @@ class Checkpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._seen = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
-        if self.steps and stepped and trainer.global_step % self.steps == 0 and not trainer.is_last_batch:
+        ends = trainer.is_last_batch or trainer.should_stop  # a validation is still to come
+        if self.steps and stepped and trainer.global_step % self.steps == 0 and not ends:
             trainer.save_checkpoint(self.place)
             self._stop(trainer, f"step {trainer.global_step}")
 

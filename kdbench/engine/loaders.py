@@ -90,10 +90,11 @@ class RowLoader(DataLoader[Any]):
         self.rows, self.order, self._trained, self._resumed = rows, order, trained, 0
 
     def __iter__(self) -> Any:
+        """A generator, because Lightning makes it before it says which epoch begins."""
         if self.order is not None:
             self.rows.epoch = self.order.epoch
             self.order.skipped, self._resumed = self._resumed * (self.batch_size or 1), 0
-        return super().__iter__()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         """Batches that are done of the epoch; none at its end."""

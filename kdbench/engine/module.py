@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -203,10 +204,12 @@ class DistillationModule(pl.LightningModule, ABC):
             teacher.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["logged"] = _plain(self._told)  # of an epoch that is not over
+        mine = _plain(self._told)  # of an epoch that is not over
+        checkpoint["logged"] = [mine] if self.trainer.world_size == 1 else of_all(mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._told = {name: list(sums) for name, sums in checkpoint["logged"].items()}
+        mine = checkpoint["logged"][self.trainer.global_rank]
+        self._told = {name: list(sums) for name, sums in mine.items()}
 
     def judge(self, split: str, batch: Any, batch_idx: int) -> None:
         """Add the student's outputs for a batch to the metrics of ``split``.
@@ -256,13 +259,22 @@ class DistillationModule(pl.LightningModule, ABC):
             self._parameter_groups(), lr=options.lr, weight_decay=options.weight_decay, **more
         )
         if options.schedule_by == "step":
-            steps = int(self.trainer.estimated_stepping_batches)
-            scheduler = step_schedule(optimizer, options, steps)
+            scheduler = step_schedule(optimizer, options, self._steps())
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
         if options.schedule == "constant":
             return optimizer
         epochs = self.trainer.max_epochs or 1
         return [optimizer], [CosineAnnealingLR(optimizer, T_max=epochs)]
+
+    def _steps(self) -> int:
+        """Optimiser steps of the whole fit.
+
+        Lightning's own estimate takes the training loader before a checkpoint's place in the epoch is given to it.
+        """
+        trainer: Any = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())
+        steps: int = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
 
 def step_schedule(optimizer: torch.optim.Optimizer, options: Optimizer, steps: int) -> LRScheduler:

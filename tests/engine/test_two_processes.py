@@ -55,11 +55,16 @@ class Told(Method):
         step.logs["rows"] = step.batch.float().mean()
         return {"kd": loss}
 
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.killed == (trainer.current_epoch, batch_idx):
+            raise KdbenchError("killed")
 
-def trained(case, rows, accumulate=1, norm=False, spoiled=-1):
+
+def trained(case, rows, accumulate=1, norm=False, spoiled=-1, killed=None):
     options = Trainer(devices=processes, strategy="ddp" if processes > 1 else "auto", accelerator="cpu",
-                      accumulate_grad_batches=accumulate)
+                      accumulate_grad_batches=accumulate, checkpoint_every_n_steps=1)
     method, module, curves = Told(spoiled), Points(norm), Curves()
+    method.killed = killed
     teacher = EMATeacher(0.5, lambda network, batch: {"logits": network(X[batch])}, every=2)
     module.attach(method, {"teacher": teacher})
     data = number_loaders(lambda split: torch.arange(rows), 12 // processes, seed=0)
@@ -77,6 +82,8 @@ told = {
     "accumulated": trained("accumulated", 60, accumulate=2),
     "norm": trained("norm", 24, norm=True),
     "spoiled": trained("spoiled", 24, spoiled=7),
+    "killed": trained("again", 24, killed=(1, 1)),
+    "again": trained("again", 24),
 }
 (folder / f"{rank(processes)}.json").write_text(json.dumps(told))
 """
@@ -108,5 +115,8 @@ def test_two_processes_give_what_one_gives_or_fail_together(tmp_path: Path) -> N
             for name, value in one[case][part].items():
                 assert flat(first[case][part][name]) == pytest.approx(flat(value), abs=1e-6), (case, part, name)
         assert one[case]["teacher"] != one[case]["student"]
+    for every in (one, first):
+        assert every["killed"] == {"error": "killed"}
+        assert every["again"] == every["whole"], "a fit killed in the middle of an epoch goes on as if it was not"
     for error in (one["spoiled"]["error"], first["spoiled"]["error"]):
         assert error.startswith("The loss is not finite at step ") and error.endswith("kd = nan.")
