@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -106,6 +107,7 @@ def task(name: str) -> dict[str, Any]:
         "notes": card.notes,
         "methods": sorted(catalog.offered_methods(card.family, card.kind)),
         "scales": scales,
+        "sections": {section: inspect.cleandoc(kind.__doc__ or "") for section, kind in types.items()},
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "defaults_of_methods": {name: dict(values) for name, values in card.methods.items()},
         "primary": asdict(card.primary) if card.primary else None,
@@ -137,11 +139,13 @@ def rows(words: Sequence[str]) -> dict[str, Any]:
     if len(configs) > 1:
         raise UsageError("Rows of one scale and seed at a time.")
     task = load_task(configs[0], StageStore(Path(os.devnull)))
-    facts, shape = task.facts, list(task.logits_shape)
+    facts, shape = task.facts, task.logits_shape
+    if shape is None:
+        raise UsageError(f"{name}: a teacher of its kind has no outputs by row.")
     splits = [SPLITS[group] if 0 <= group < len(SPLITS) else "none" for group in facts.groups.tolist()]
     names = facts.names or [""] * facts.rows
     listed = [{"id": row, "split": s, "name": n} for row, (s, n) in enumerate(zip(splits, names, strict=True))]
-    return {"task": name, "scale": configs[0].scale, "data": facts.sha256, "logits": shape, "rows": listed}
+    return {"task": name, "scale": configs[0].scale, "data": facts.sha256, "logits": list(shape), "rows": listed}
 
 
 def record(path: Path) -> dict[str, Any]:

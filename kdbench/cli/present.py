@@ -52,6 +52,9 @@ def _task(told: dict[str, Any]) -> str:
         *_choices(told),
         *textwrap.wrap(told["notes"], WIDTH),
     ]
+    for section, doc in told["sections"].items():
+        paragraphs = f"{section}: {doc}".split("\n\n")
+        lines += ["", *(line for text in paragraphs for line in textwrap.wrap(text, WIDTH))]
     for scale, sections in told["scales"].items():
         lines += ["", f"scale={scale}"]
         for section, fields in told["options"].items():

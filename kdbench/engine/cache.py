@@ -34,22 +34,22 @@ class CacheKey:
     """Fingerprint of the data."""
     rows: int
     """Number of rows."""
-    view_seed: int | None = None
-    """Seed of the replayed augmentation; None when the view is fixed."""
     dtype: str = "float32"
     code: str = ""
     """SHA-256 of the code that computes the outputs from weights and data."""
+    device: str = "cpu"
+    """Type of the device that computes them: each rounds in its own way."""
 
     @property
     def hash(self) -> str:
-        """SHA-256 over all parts but the code: what the outputs are of."""
-        parts = {name: _plain(value) for name, value in asdict(self).items() if name != "code"}
-        return digest(parts)
+        """SHA-256 over what the outputs are of: all parts but the code and the device."""
+        parts = {name: _plain(value) for name, value in asdict(self).items() if name not in ("code", "device")}
+        return digest({**parts, "view_seed": None})  # a part that there was: records hold hashes of random teachers
 
     @property
     def address(self) -> str:
         """SHA-256 over all parts: names the cache."""
-        return digest({"outputs": self.hash, "code": self.code})
+        return digest({"outputs": self.hash, "code": self.code, "device": self.device})
 
 
 class DamagedCacheError(KdbenchError):

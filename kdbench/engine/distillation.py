@@ -28,6 +28,8 @@ def assemble(
     """
     module.attach(objective, teachers)
     module.eval()
+    for teacher in teachers.values():
+        teacher.to(module.device)
     with torch.no_grad():
         _, features = module.observe(example, module.predict)
         still = [teacher for teacher in teachers.values() if not isinstance(teacher, EMATeacher)]

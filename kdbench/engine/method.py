@@ -22,13 +22,16 @@ class Method(Objective, Generic[TaskT]):
     """Base of every method. A method lives in one file with its ``Hyperparameters`` dataclass.
 
     Class attributes beside those of an objective: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen,
-    ema, co-trained, several), ``kinds`` (kinds of task it runs on; empty for all of the family) and ``role`` (control
-    or bound for what is run to judge methods by and is none itself). ``TaskT`` is the task that it is written for.
+    ema, co-trained, several), ``controls`` (true for several teachers that are all frozen and given by
+    :meth:`Task.wanted`, so that shuffled or random rows can take their place), ``kinds`` (kinds of task it runs on;
+    empty for all of the family) and ``role`` (control or bound for what is run to judge methods by and is none itself).
+    ``TaskT`` is the task that it is written for.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
+    controls: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
     role: ClassVar[Literal["method", "control", "bound"]] = "method"
 

@@ -198,6 +198,10 @@ class DistillationModule(pl.LightningModule, ABC):
         steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         return trainer.is_last_batch or (steps and trainer.global_step + 1 == trainer.max_steps)
 
+    def on_fit_start(self) -> None:
+        for teacher in self._teachers.values():
+            teacher.to(self.device)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["logged"] = _plain(self._told)  # of an epoch that is not over
 

@@ -22,6 +22,7 @@ from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
+from kdbench.engine.own import try_networks
 from kdbench.engine.seeds import AXES, axis, seeded
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import Task
@@ -280,7 +281,11 @@ class Session:
         }
 
     def stages(self) -> list[Stage]:
-        """What is done before the student is trained; the task's teacher only for a method that asks for it."""
+        """What is done before the student is trained; the task's teacher only for a method that asks for it.
+
+        Networks and files of the user's own are tried here, before any work is done for them.
+        """
+        try_networks(self.task, self.method, taught=self.method.teacher in ("frozen", "several"))
         teacher = self.task.stages() if self.method.teacher == "frozen" else ()
         return [*self.task.foundation(), *teacher, *self.method.stages(self.task)]
 

@@ -39,6 +39,8 @@ class Place:
         elif isinstance(output, Sequence):
             items = {str(number): value for number, value in enumerate(output)}
         if self.item is not None:
+            if isinstance(output, Tensor):
+                raise KdbenchError(f"The output of '{self.path}' is one Tensor, with no items to pick.")
             if self.item not in items:
                 raise unknown(f"item of the output of '{self.path}'", self.item, items)
             output = items[self.item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +12,11 @@ from typing import Any, ClassVar, Generic, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.hooks import DataHooks
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kdbench.engine import outputs
+from kdbench.engine import outputs, own
 from kdbench.engine.cache import CacheKey, TeacherCache
 from kdbench.engine.callbacks import Selection
 from kdbench.engine.distillation import assemble, distil
@@ -22,11 +24,13 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage, StageResult, StageStore
-from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, RandomTeacher, Teacher, shuffled
+from kdbench.engine.teachers import CachedTeacher, FrozenTeacher, Outputs, RandomTeacher, Teacher, shuffled
 from kdbench.errors import UsageError
+from kdbench.hashing import file_digest
 from kdbench.plan.config import DataT, RunConfig, StudentT, TeacherT
 from kdbench.plan.metrics import named
 from kdbench.plan.options import UNCHANGING, Optimizer
+from kdbench.plan.own import modules as own_modules
 from kdbench.plan.provenance import closure_digest
 
 
@@ -64,6 +68,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
 
     def __init__(self, config: RunConfig[DataT, StudentT, TeacherT], store: StageStore) -> None:
         self.config, self.store = config, store
+        self._caches: dict[str, TeacherCache] = {}
 
     @property
     @abstractmethod
@@ -115,9 +120,43 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``."""
 
     @property
-    def logits_shape(self) -> tuple[int, ...]:
-        """Shape of a teacher's logits for one row, where they may be brought from elsewhere."""
-        raise UsageError(f"The teacher of {self.config.task} cannot be brought as outputs.")
+    def logits_shape(self) -> tuple[int, ...] | None:
+        """Shape of the logits of one row, ``[C, …]``; None where a network gives no such logits."""
+        return None
+
+    def fresh_student(self) -> nn.Module:
+        """A student that nothing has been learnt by, from the same options as :meth:`student`."""
+        return self.student()
+
+    def teacher_network(self) -> nn.Module | None:
+        """A fresh network of the frozen teacher's; None where the teacher is none that reads what the student reads."""
+        return None
+
+    def frozen(self, network: nn.Module) -> FrozenTeacher:
+        """A teacher that gives the outputs of a network such as :meth:`teacher_network`."""
+        raise NotImplementedError
+
+    def teacher_stage(
+        self, name: str, inputs: Mapping[str, Any], epochs: int, seed: int, data: pl.LightningDataModule | None = None
+    ) -> Stage:
+        """A stage that trains :meth:`teacher_network` as the student alone would be, or takes ``teacher.weights``.
+
+        ``inputs`` say what the teacher and its training depend on beside the epochs and the seed. Weights that do not
+        fit the network are refused at once.
+        """
+        options: Any = self.config.teacher
+        build, code = self.teacher_network, own_modules(options)
+        if options.weights is None:
+            return self.supervised(name, build, inputs, epochs, seed, data, code)  # type: ignore[arg-type]
+        path, network = Path(options.weights), build()
+        assert network is not None
+        own.load_weights(network, path)
+
+        def take(folder: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
+            shutil.copyfile(path, folder / "weights.safetensors")
+            return {"weights": path.name}
+
+        return Stage(name, {**inputs, "weights": file_digest(path)}, take, code)
 
     @cached_property
     def brought(self) -> FrozenTeacher | None:
@@ -132,6 +171,8 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
             raise UsageError(
                 f"{self.config.task} draws its rows anew at every step: no file can hold outputs for them."
             )
+        if self.logits_shape is None:
+            raise UsageError(f"The teacher of {self.config.task} cannot be brought as outputs.")
         return outputs.teacher(options.path, self.facts.rows, self.logits_shape, self.rows_of)
 
     @cached_property
@@ -140,22 +181,36 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         return self.cache_of(self.live_teacher())
 
     def cache_of(self, teacher: FrozenTeacher) -> TeacherCache:
-        """A frozen teacher's outputs for every row, written on first use."""
-        facts = self.facts
-        first = teacher(self.batch_of(torch.arange(1)))
+        """A frozen teacher's outputs for every row, written on first use, by the accelerator where there is one."""
+        if teacher.sha256 in self._caches:
+            return self._caches[teacher.sha256]
+        facts, device = self.facts, self._accelerator()
+        first = self._outputs(teacher, torch.arange(1), device)
         code = closure_digest((type(self).__module__, teacher.module))
-        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows, code=code)
+        key = CacheKey(teacher.sha256, tuple(first), facts.sha256, facts.rows, code=code, device=device.type)
         every = torch.split(torch.arange(facts.rows), self.chunk or facts.rows)
-        chunks = (teacher(self.batch_of(rows)) for rows in every)
-        return TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+        chunks = (self._outputs(teacher, rows, device) for rows in every)
+        cache = TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
+        return self._caches.setdefault(teacher.sha256, cache)
 
-    def cached(self, teacher: FrozenTeacher) -> CachedTeacher:
-        """The same teacher, read from its cache."""
-        cache = self.cache_of(teacher)
-        return CachedTeacher(cache, self.rows_of, cache.key.teacher)
+    def _accelerator(self) -> torch.device:
+        """Where the run trains, and its teacher's cache is written."""
+        gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if gpu else "cpu")
+
+    def _outputs(self, teacher: FrozenTeacher, rows: Tensor, device: torch.device) -> Outputs:
+        teacher.to(device)
+        return teacher(DataHooks().transfer_batch_to_device(self.batch_of(rows), device, 0))
 
     def teacher(self) -> Teacher:
-        """The task's teacher as the run wants it: live, cached, or replaced by a control."""
+        """The task's teacher as the run wants it (:meth:`wanted`)."""
+        return self.wanted(self.live_teacher())
+
+    def wanted(self, teacher: FrozenTeacher, number: int = 0) -> Teacher:
+        """A frozen teacher as the run wants it: live, cached, or replaced by a control.
+
+        ``number`` tells several teachers apart, whose random stand-ins differ; shuffled ones share one order of rows.
+        """
         control, seed = self.config.control, self.config.seed
         options: Any = self.config.teacher
         if not self.cacheable:
@@ -164,14 +219,14 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
                     f"{self.config.task} draws a random view of each example at every step: its teacher cannot be "
                     "cached or replaced by rows of a cache. Leave out teacher.cache and control."
                 )
-            return self.live_teacher()
+            return teacher
+        if control == "none" and not options.cache:
+            return teacher
+        cache = self.cache_of(teacher)
         if control == "random_teacher":
-            return RandomTeacher(self.cache, self.rows_of, seed)
-        if control == "shuffled_teacher":
-            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher, shuffled(self.facts.groups, seed))
-        if options.cache:
-            return CachedTeacher(self.cache, self.rows_of, self.cache.key.teacher)
-        return self.live_teacher()
+            return RandomTeacher(cache, self.rows_of, seed, number)
+        order = shuffled(self.facts.groups, seed) if control == "shuffled_teacher" else None
+        return CachedTeacher(cache, self.rows_of, cache.key.teacher, order)
 
     @torch.no_grad()
     def score(self, module: DistillationModule, split: str) -> dict[str, float]:
@@ -202,9 +257,12 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         epochs: int,
         seed: int,
         data: pl.LightningDataModule | None = None,
+        code: Sequence[str] = (),
     ) -> Stage:
         """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
-        return self.distilled(name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data())
+        return self.distilled(
+            name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data(), code=code
+        )
 
     def distilled(
         self,
@@ -222,6 +280,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         optimizer: Optimizer | None = None,
         last: bool | None = None,
         needs: tuple[str, ...] = (),
+        code: Sequence[str] = (),
     ) -> Stage:
         """A stage that is a whole distillation: ``objective`` trains ``student``, as a method trains the student.
 
@@ -229,7 +288,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         ``networks.safetensors``, and reports curves, seconds, and the epoch and the value that chose them. They are
         chosen by the card's metric, or the loss where the objective is judged by it; with ``last`` they are those of
         the last epoch. A killed one goes on from its checkpoint. ``inputs`` says what student, objective, teachers and
-        data are made of; the modules that the given functions are written in count as its code.
+        data are made of; the modules that the given functions are written in count as its code, and those of ``code``.
 
         Where they are not the task's own: ``data``, an ``example`` batch of it, the ``module`` around the student, and
         the ``optimizer``.
@@ -257,8 +316,8 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         made_of = {**inputs, "optimizer": asdict(optimizer), "trainer": trainer, "epochs": epochs}
         made_of |= {"seed": seed, "metric": self.config.metric, "mode": self.selection().mode, "last": last}
         functions = (student, objective, teachers, data, example, module)
-        code = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
-        return Stage(name, made_of, run, tuple(sorted(code)), needs)
+        written = {type(self).__module__, *(function.__module__ for function in functions if function)} - {"builtins"}
+        return Stage(name, made_of, run, tuple(sorted(written | set(code))), needs)
 
     def folder(self, name: str) -> Path:
         """The folder of a finished stage."""

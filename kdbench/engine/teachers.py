@@ -55,6 +55,9 @@ class Teacher(ABC):
     def __call__(self, batch: Any) -> Outputs:
         """Outputs for a batch, each ``[b, *]``, without gradient."""
 
+    def to(self, device: torch.device) -> None:  # noqa: B027
+        """Be ready for batches on this device: the engine says so when a fit starts."""
+
 
 class FrozenTeacher(Teacher):
     """A network in eval mode without gradients. ``forward(network, batch)`` gives its outputs.
@@ -69,11 +72,12 @@ class FrozenTeacher(Teacher):
         self.sha256 = sha256 or weights_digest(network)
         self.module: str = getattr(forward, "__module__", type(forward).__module__)
         """Where ``forward`` is written."""
-        self._forward, self._device = forward, torch.device("cpu")
+        self._forward = forward
+
+    def to(self, device: torch.device) -> None:
+        self.network.to(device)
 
     def __call__(self, batch: Any) -> Outputs:
-        if isinstance(batch, Tensor) and batch.device != self._device:
-            self.network, self._device = self.network.to(batch.device), batch.device
         with torch.no_grad():
             return Named(OUTPUT, self._forward(self.network, batch))
 
@@ -98,12 +102,16 @@ class CachedTeacher(Teacher):
 
 
 class RandomTeacher(Teacher):
-    """Control: outputs drawn once per row from a normal law with each column's own mean and standard deviation."""
+    """Control: outputs drawn once per row from a normal law with each column's own mean and standard deviation.
 
-    def __init__(self, cache: TeacherCache, rows: Callable[[Any], Tensor], seed: int) -> None:
+    ``number`` tells the draws of several teachers apart.
+    """
+
+    def __init__(self, cache: TeacherCache, rows: Callable[[Any], Tensor], seed: int, number: int = 0) -> None:
         self.sha256 = hashlib.sha256(f"random {cache.key.hash} {seed}".encode()).hexdigest()
         self._rows = rows
-        generator = torch.Generator().manual_seed(axis(seed, "control"))
+        stream = axis(seed, "control", number) if number else axis(seed, "control")
+        generator = torch.Generator().manual_seed(stream)
         self._table: Outputs = {}
         for name, value in cache.read(torch.arange(cache.key.rows)).items():
             noise = torch.randn(value.shape, generator=generator)

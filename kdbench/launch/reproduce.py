@@ -17,6 +17,7 @@ from kdbench.plan.cards import is_path
 from kdbench.plan.config import SECTIONS, RunConfig, from_json, resolve
 from kdbench.plan.family import require_extra
 from kdbench.plan.overrides import parse_overrides, word
+from kdbench.plan.own import modules
 from kdbench.plan.provenance import changes
 from kdbench.results import record as records
 
@@ -89,6 +90,7 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
         told.append(f"{old.hardware.threads} threads, on {cores} cores")
     if config.card:
         told.append(f"task={config.card}: a card, and the data that it describes")
+    told += [f"the module '{module}': code of a network" for module in modules(config.student, config.teacher)]
     chosen = {name: getattr(config, name) for name in ("method", "scale", "control", "seed")} | {"task": config.asked}
     usual = resolve(chosen)
     for section in ("hyperparameters", *SECTIONS):

@@ -62,6 +62,8 @@ class MethodInfo:
     kinds: tuple[str, ...]
     hyperparameters: type
     fields: tuple[Field, ...]
+    controls: bool
+    """Whether shuffled or random rows can take its teachers' place: they are frozen, one or several."""
     role: str
     """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
 
@@ -270,6 +272,9 @@ def read_method(path: Path, family: str | None, module: str, kind: str | None = 
     role = attributes.get("role", "method")
     if role not in ROLES:
         raise CardError(f"{where}: {unknown('role', str(role), ROLES)}")
+    controls = attributes.get("controls", False)
+    if not isinstance(controls, bool) or (controls and attributes["teacher"] not in ("frozen", "several")):
+        raise CardError(f"{where}: 'controls' is true for several teachers that are all frozen.")
     options = next((node for node in classes if node.name == "Hyperparameters"), None)
     return MethodInfo(
         name=path.stem,
@@ -283,6 +288,7 @@ def read_method(path: Path, family: str | None, module: str, kind: str | None = 
         paper=attributes["paper"],
         teacher=attributes["teacher"],
         kinds=(kind,) if kind else tuple(kinds),
+        controls=attributes["teacher"] == "frozen" or controls,
         role=role,
     )
 

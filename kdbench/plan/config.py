@@ -173,8 +173,8 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
     control = str(chosen.get("control", "none"))
     if control not in CONTROLS:
         raise unknown("control", control, CONTROLS)
-    if control != "none" and info.teacher != "frozen":
-        raise ControlError(f"control={control} needs a method with a frozen teacher; '{info.name}' has {info.teacher}.")
+    if control != "none" and not info.controls:
+        raise ControlError(f"control={control} needs a method with frozen teachers; '{info.name}' has {info.teacher}.")
     types = section_types(task)
     mine = _by_section(chosen, types, info)
     merged = merge([*sections_of(task, scale), {"method": task.methods.get(info.name, {})}, mine])

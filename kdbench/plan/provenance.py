@@ -20,6 +20,7 @@ from kdbench.hashing import file_digest, write_atomic
 from kdbench.plan.catalog import families, method
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import roots
+from kdbench.plan.own import modules, search_working_folder
 
 ENGINE = "kdbench.engine.runner"
 PLANNING = ("board", "cli", "describe", "errors", "hashing", "launch", "plan", "results")
@@ -85,22 +86,26 @@ def here(name: str) -> Path:
 def code_of(config: RunConfig) -> dict[str, str]:
     """The code that a run's numbers depend on: path -> digest."""
     own = method(config.method, config.family, config.kind).module
-    return closure((own, f"{families()[config.family]}.{config.kind}.task", ENGINE))
+    networks = modules(config.student, config.teacher)
+    return closure((own, f"{families()[config.family]}.{config.kind}.task", ENGINE, *networks))
 
 
 @functools.cache
 def closure(modules: tuple[str, ...]) -> dict[str, str]:
     """``modules`` and all that they import of their own packages: path from the package on -> digest of the code.
 
+    A module of the working folder may be all over it: what it imports of that folder counts.
+
     A module that is imported and does not exist stands there as ``missing``.
     """
     packages = {module.partition(".")[0] for module in modules} | {"kdbench"}
+    here = any(_is_here(package) for package in packages - {"kdbench"})
     waiting, seen, found = list(modules), set[str](), dict[str, str]()
     while waiting:
         name = waiting.pop()
         package, _, rest = name.partition(".")
         plans = package == "kdbench" and rest.partition(".")[0] in ("", *PLANNING) and name != METRICS
-        if name in seen or package not in packages or plans:
+        if name in seen or plans or not (package in packages or (here and _is_here(package))):
             continue
         seen.add(name)
         waiting.append(name.rpartition(".")[0])
@@ -125,11 +130,18 @@ def _label(name: str, place: Path | None) -> str:
 @functools.cache
 def _top(package: str) -> Path | None:
     """The file or folder of a top-level module or package, which is not imported."""
+    search_working_folder()
     spec = importlib.util.find_spec(package)
     if spec is None:
         return None
     folders = list(spec.submodule_search_locations or ())
     return Path(folders[0]) if folders else Path(str(spec.origin))
+
+
+def _is_here(package: str) -> bool:
+    """Whether a top-level module or package lies in the working folder."""
+    top = _top(package) if package else None
+    return top is not None and top.resolve().parent == Path.cwd()
 
 
 @functools.cache

@@ -32,13 +32,13 @@ def test_it_is_written_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"teacher": "u" * 64}, {"data": "e" * 64}, {"view_seed": 1}, {"outputs": ("logits", "hop")}, {"code": "c" * 64}],
+    [{"teacher": "u" * 64}, {"data": "e" * 64}, {"outputs": ("logits", "hop")}, {"code": "c" * 64}, {"device": "cuda"}],
 )
 def test_a_stale_key_refuses(tmp_path: Path, change: dict[str, object]) -> None:
     TeacherCache.ensure(tmp_path, KEY, CHUNKS)
     (field,) = change
     other = replace(KEY, **change)
-    assert other.address != KEY.address and (other.hash != KEY.hash) == (field != "code")
+    assert other.address != KEY.address and (other.hash != KEY.hash) == (field not in ("code", "device"))
     with pytest.raises(StaleCacheError, match=field):
         TeacherCache(tmp_path / KEY.address[:16], other)
 

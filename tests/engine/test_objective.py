@@ -89,6 +89,25 @@ def test_the_objectives_networks_have_a_stream_of_their_own() -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
+class Moved(FrozenTeacher):
+    """Keeps where it is told to go."""
+
+    places: tuple[torch.device, ...] = ()
+
+    def to(self, device: torch.device) -> None:
+        self.places += (device,)
+        super().to(device)
+
+
+def test_the_engine_moves_teachers_when_a_fit_starts(tmp_path: Path) -> None:
+    module = Points()
+    teacher = Moved(nn.Linear(5, 3), lambda network, batch: {"logits": network(X[batch])})
+    assemble(module, Pretext(), {"teacher": teacher}, torch.arange(4), 0)
+    data, before = number_loaders(lambda split: torch.arange(12), 4, seed=0, evaluated=5), len(teacher.places)
+    distil(module, data, Selection("loss", "min"), Trainer(accelerator="cpu"), 2, 0, tmp_path)
+    assert before == 1 and teacher.places == (torch.device("cpu"),) * 2
+
+
 class Probe(Objective):
     """Trains the head on a frozen trunk."""
 

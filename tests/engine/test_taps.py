@@ -116,6 +116,7 @@ def test_an_item_of_a_mapping_is_picked_by_its_name() -> None:
         ("pair[1]", r"'pair\[1\]' is a dict"),
         ("pair[2]", r"'pair\[2\]' is a NoneType"),
         ("pair[3]", r"item of the output of 'pair' '3'"),
+        ("shared[0]", r"The output of 'shared' is one Tensor, with no items to pick"),
         ("shared", "'z': the forward pass calls 'shared' 2 times; choose a call, 'shared@0' to 'shared@1'"),
         ("shared@2", "'shared' has no call 2; the pass calls it 2 times"),
         ("shared@-3", "'shared' has no call -3"),
@@ -136,3 +137,14 @@ def test_a_call_is_picked_by_its_number_of_the_last_forward_pass_alone() -> None
         read = taps.read()
         assert torch.equal(read["last"], output)
         assert torch.equal(network.shared(read["first"]), output)
+
+
+def test_attention_gives_its_values_and_its_weights() -> None:
+    network, x = nn.Sequential(nn.MultiheadAttention(4, 2, batch_first=True)), torch.randn(3, 5, 4)
+    attend = network[0]
+    network.forward = lambda x: attend(x, x, x)[0]  # type: ignore[method-assign]
+    with Taps(network, {"values": "0[0]", "weights": "0[1]"}) as taps:
+        network(x)
+        read = taps.read()
+    values, weights = attend(x, x, x)
+    assert torch.equal(read["values"], values) and torch.equal(read["weights"], weights)

@@ -75,6 +75,13 @@ def test_the_cache_is_asked_once_for_the_same_rows(tmp_path: Path) -> None:
     assert not torch.equal(teacher(torch.arange(1, 6))["logits"], first)
 
 
+def test_several_random_teachers_draw_apart_and_the_first_as_ever(tmp_path: Path) -> None:
+    cache, rows = cached(tmp_path), torch.arange(200)
+    teachers = [RandomTeacher(cache, lambda batch: batch, 0, *number) for number in ((), (0,), (1,))]
+    one, same, other = (teacher(rows)["logits"] for teacher in teachers)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 class Learner(pl.LightningModule):
     """A regression with an EMA teacher of itself."""
 

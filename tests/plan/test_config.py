@@ -316,7 +316,7 @@ def test_runs_that_are_the_same_are_named_once() -> None:
 
 
 def test_a_control_needs_a_frozen_teacher() -> None:
-    assert "needs a method with a frozen teacher" in error("task=gnn", "method=alone", "control=shuffled_teacher")
+    assert "needs a method with frozen teachers" in error("task=gnn", "method=alone", "control=shuffled_teacher")
     found = expand(["task=gnn", "method=alone,kd", "control=shuffled_teacher"])
     assert [(config.method, config.control) for config in found] == [("kd", "shuffled_teacher")]
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from kdbench.engine import own
 from kdbench.engine.teachers import Outputs
 from kdbench.errors import KdbenchError, UsageError
 from kdbench.families.detection.domain_adaptation.options import Detector
 from kdbench.networks.openmmlab import provide
+from kdbench.plan.own import module_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 STAGES = {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
@@ -148,6 +150,8 @@ def _stage_four(options: Detector, classes: int) -> dict[str, Any]:
 def build(options: Detector, classes: int) -> nn.Module:
     """A detector, initialised from torch's global stream; its backbone from ``options.weights`` if there are any."""
     provide()
+    if module_of(options.name):
+        return own.build(options.name, "student", options.options, classes=classes)
     import mmdet.models  # noqa: F401
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
 from kdbench.plan.metrics import share
+from kdbench.plan.options import LATER
+from kdbench.plan.own import OrOwn
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,18 @@ class AdaptationData:
 
 @dataclass(frozen=True)
 class Detector:
-    """A Faster R-CNN and its training on the source domain, with which every arm begins."""
+    """A Faster R-CNN and its training on the source domain, with which every arm begins.
 
-    name: Literal["r18_fpn", "r50_c4"] = "r50_c4"
+    One of your own is built as ``Class(classes=…, **options)`` and is a two-stage detector of mmdet (a FasterRCNN):
+    ``extract_feat(images)`` of normalised images ``[b, 3, H, W]``, an ``rpn_head``, and a ``roi_head`` whose
+    ``bbox_head`` has ``classes`` classes and boxes of each class; ``train_cfg`` and ``test_cfg`` as mmdet's.
+    """
+
+    name: Annotated[Literal["r18_fpn", "r50_c4"], OrOwn()] = "r50_c4"
     """r18_fpn: ResNet-18 with GroupNorm, feature pyramid; r50_c4: ResNet-50 with frozen
-    BatchNorm, RoI head on stage 5, stem and stage 2 frozen."""
+    BatchNorm, RoI head on stage 5, stem and stage 2 frozen; or a detector of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     base_channels: Annotated[int, Gt(7)] = 64
     """Channels of the backbone's first stage; a multiple of 8."""
     levels: Annotated[int, Interval(ge=1, le=3)] = 3

@@ -27,6 +27,7 @@ from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
 from kdbench.plan.options import Optimizer, plain
+from kdbench.plan.own import modules
 
 SOURCE = "source-detector"
 
@@ -157,6 +158,9 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
         """A freshly initialised detector."""
         return models.build(self.config.student, len(self.domains.classes))
 
+    def fresh_student(self) -> nn.Module:
+        return self.network()
+
     def student(self) -> nn.Module:
         """The detector of the source domain."""
         network = self.network()
@@ -229,7 +233,8 @@ class SourceTask(AdaptationTask):
             "detector": plain(self.config.student),
         }
         epochs = self.config.student.source_epochs
-        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed)
+        code = modules(self.config.student)
+        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed, code=code)
 
 
 TASK = AdaptationTask

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
 from kdbench.plan.options import LATER
+from kdbench.plan.own import OrOwn
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,18 @@ class GraphData:
 
 @dataclass(frozen=True)
 class GraphStudent:
-    """A message-passing network for whole graphs: label embeddings, convolutions, pooling, dropout, linear head."""
+    """A message-passing network for whole graphs: label embeddings, convolutions, pooling, dropout, linear head.
 
-    name: Literal["gcn", "gat", "gin"] = "gin"
-    """Convolution: GCN, GAT (4 heads), GIN; all of them read edge labels where there are any."""
+    One of your own is built as ``Class(node_values=…, edge_values=…, classes=…, **options)``: the number of values of
+    each column of node and edge labels. Its ``forward(batch)`` takes a PyG batch with ``x`` int64 ``[n, columns]``,
+    ``edge_index``, ``edge_attr`` int64 ``[e, columns]`` and ``batch``, and gives logits ``[b, classes]``. Where the
+    batch has ``read``, bool ``[n]``, those nodes alone make the graph's state: Mirage trains on such trees.
+    """
+
+    name: Annotated[Literal["gcn", "gat", "gin"], OrOwn()] = "gin"
+    """Convolution: GCN, GAT (4 heads), GIN, which read edge labels where there are any; or module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     width: Annotated[int, Gt(3)] = 128
     """Width of every state."""
     layers: Annotated[int, Gt(0)] = 3
@@ -39,10 +48,17 @@ class GraphStudent:
 
 @dataclass(frozen=True)
 class GraphTeacher:
-    """The frozen teacher: a network of the student's kind, trained on the labels of all training graphs."""
+    """The frozen teacher: a network of the student's kind, trained on the labels of all training graphs.
 
-    name: Literal["gcn", "gat", "gin"] = "gin"
-    """Convolution: GCN, GAT (4 heads), GIN."""
+    One of your own keeps to the student's contract, and computes in float64 where its weights are of that type.
+    """
+
+    name: Annotated[Literal["gcn", "gat", "gin"], OrOwn()] = "gin"
+    """Convolution: GCN, GAT (4 heads), GIN; or a network of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
+    weights: Annotated[str | None, LATER] = None
+    """A safetensors file of the network's weights, which takes the place of its training."""
     width: Annotated[int, Gt(3)] = 128
     """Width of every state."""
     layers: Annotated[int, Gt(0)] = 3

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
-from kdbench.engine import inputs, outputs
+from kdbench.engine import inputs, outputs, own
 from kdbench.engine.classification import encode
 from kdbench.engine.loaders import Loaders, Rows
 from kdbench.engine.losses import at_least_float32
@@ -28,6 +28,7 @@ from kdbench.families.graph.node_classification.graphs import SPLITS
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined, defined
+from kdbench.plan.own import module_of
 
 EVALUATED = 1024  # graphs at once where nothing is trained
 
@@ -141,12 +142,19 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
     def data(self) -> Loaders:
         return graph_loaders(self.graphs, self.config.data.batch_size, self.config.seed)
 
-    def network(self, options: GraphStudent | GraphTeacher) -> GraphNet:
+    def network(self, options: GraphStudent | GraphTeacher) -> nn.Module:
         """A freshly initialised network for this data."""
-        return GraphNet(self.graphs.node_values, self.graphs.edge_values, self.graphs.classes, options)
+        data, section = self.graphs, "student" if isinstance(options, GraphStudent) else "teacher"
+        if module_of(options.name):
+            dictated = {"node_values": data.node_values, "edge_values": data.edge_values, "classes": data.classes}
+            return own.build(options.name, section, options.options, **dictated)
+        return GraphNet(data.node_values, data.edge_values, data.classes, options)
 
-    def student(self) -> GraphNet:
+    def student(self) -> nn.Module:
         return self.network(self.config.student)
+
+    def teacher_network(self) -> nn.Module:
+        return self.network(self.config.teacher)
 
     def module(self, student: nn.Module) -> GraphClassification:
         return GraphClassification(student, self.config)
@@ -169,30 +177,25 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         if self.brought:
             return ()
         options, data = self.config.teacher, self.graphs
-        told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool")}
+        told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
         inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
-        return [
-            self.supervised(
-                "teacher",
-                lambda: self.network(options),
-                inputs,
-                options.epochs,
-                options.seed,
-                graph_loaders(data, self.config.data.batch_size, options.seed),
-            )
-        ]
+        loaders = graph_loaders(data, self.config.data.batch_size, options.seed)
+        return [self.teacher_stage("teacher", inputs, options.epochs, options.seed, loaders)]
 
-    def live_teacher(self) -> FrozenTeacher:
+    def frozen(self, network: nn.Module) -> FrozenTeacher:
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""
-        if self.brought:
-            return self.brought
-        network = self.network(self.config.teacher)
-        network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
 
         def forward(network: nn.Module, batch: Batch) -> Outputs:
-            return {"logits": network.to(batch.x.device)(batch).float()}
+            return {"logits": network(batch).float()}
 
         return FrozenTeacher(network.double(), forward)
+
+    def live_teacher(self) -> FrozenTeacher:
+        if self.brought:
+            return self.brought
+        network = self.teacher_network()
+        network.load_state_dict(load_file(self.folder("teacher") / "weights.safetensors"))
+        return self.frozen(network)
 
     def teacher_facts(self) -> dict[str, Any]:
         options, metrics, predictions = self.config.teacher, {}, None
@@ -204,9 +207,9 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         scored = {"metrics": metrics, "predictions": predictions}
         if self.brought:
             return {"kind": "outputs", "description": outputs.DESCRIPTION, **scored}
-        description = (
-            f"{options.name}, {options.layers} layers of width {options.width}, trained on all training graphs"
-        )
+        size = "" if module_of(options.name) else f", {options.layers} layers of width {options.width}"
+        how = "weights from a file" if options.weights else "trained on all training graphs"
+        description = f"{options.name}{size}, {how}"
         return {"kind": options.name, "description": description, **scored}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
 from kdbench.plan.options import LATER
+from kdbench.plan.own import OrOwn
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,18 @@ class NodeData:
 
 @dataclass(frozen=True)
 class NodeStudent:
-    """A message-passing network: linear block, ``layers`` convolution blocks, linear block, linear head."""
+    """A message-passing network: linear block, ``layers`` convolution blocks, linear block, linear head.
 
-    name: Literal["gcn", "gat", "sage", "gin"] = "gcn"
-    """Convolution: GCN, GAT (4 heads), GraphSAGE (mean), GIN."""
+    One of your own is built as ``Class(inputs=…, classes=…, **options)``. Its ``forward(x, edges)`` takes features
+    float32 ``[n, inputs]`` and edges int64 ``[2, e]``, in both directions, and gives logits ``[n, classes]``. LinguGKD
+    reads the outputs ``[n, d]`` of the modules ``states.0`` to ``states.<layers>``, the states after 0 to ``layers``
+    hops.
+    """
+
+    name: Annotated[Literal["gcn", "gat", "sage", "gin"], OrOwn()] = "gcn"
+    """Convolution: GCN, GAT (4 heads), GraphSAGE (mean), GIN; or a network of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     width: Annotated[int, Gt(3)] = 256
     """Width of every state."""
     layers: Annotated[int, Gt(0)] = 2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine import inputs, outputs
+from kdbench.engine import inputs, outputs, own
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -22,6 +22,7 @@ from kdbench.families.graph.node_classification.networks import GNN
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent, NodeTeacher
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
+from kdbench.plan.own import module_of
 
 ROWS = 8192  # of the teacher cache, written or read at once
 
@@ -75,7 +76,11 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     def data(self) -> Loaders:
         return number_loaders(self.graph.ids, self.config.data.batch_size, self.config.seed)
 
-    def student(self) -> GNN:
+    def student(self) -> nn.Module:
+        options = self.config.student
+        if module_of(options.name):
+            dictated = {"inputs": self.graph.x.shape[1], "classes": self.graph.classes}
+            return own.build(options.name, "student", options.options, **dictated)
         return GNN(self.graph.x.shape[1], self.graph.classes, self.config.student)
 
     def module(self, student: nn.Module) -> NodeClassification:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.losses import at_least_float32
 from kdbench.engine.step import Step
+from kdbench.errors import UsageError
 from kdbench.families.medical.segmentation_3d.networks import TOKEN, stages
 
 MAIN = "main"
@@ -69,7 +70,7 @@ def _name(alias: str, stride: int, shared: bool) -> str:
 def heads(shapes: Mapping[str, tuple[int, ...]], shared: bool) -> dict[str, Head]:
     """The heads for tapped stages of these shapes; ``shared``: one for the encoder's and the decoder's of one stride.
 
-    Raises ValueError when two stages of one head have different numbers of channels.
+    Raises :class:`UsageError` when two stages of one head have different numbers of channels.
     """
     built: dict[str, Head] = {}
     output = shapes[MAIN]
@@ -79,7 +80,8 @@ def heads(shapes: Mapping[str, tuple[int, ...]], shared: bool) -> dict[str, Head
         stride, channels = _stride(shape, output), shape[-1] if len(shape) == 2 else shape[0]
         head = built.setdefault(_name(alias, stride, shared), Head(channels, output[0], stride))
         if head.reduce.in_channels != channels:
-            raise ValueError(f"{alias} has {channels} channels, but its head takes {head.reduce.in_channels}")
+            wanted = head.reduce.in_channels
+            raise UsageError(f"Stage {alias} has {channels} channels, and the head of its resolution takes {wanted}.")
     return built
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import UNETR, DynUNet, SwinUNETR
 from torch import nn
 
+from kdbench.engine import own
 from kdbench.errors import UsageError
 from kdbench.families.medical.segmentation_3d.options import VolumeStudent, VolumeTeacher
+from kdbench.plan.own import module_of
 
 TOKEN = 16  # voxels of the edge of a UNETR token
 
@@ -28,7 +30,10 @@ class Stages:
 
 
 def stages(network: nn.Module) -> Stages:
-    """The stages of a DynUNet, UNETR or SwinUNETR. Raises :class:`UsageError` for another network."""
+    """The stages of a DynUNet, UNETR or SwinUNETR, or those that another network names in its ``stages``.
+
+    Raises :class:`UsageError` for one that does not.
+    """
     if isinstance(network, DynUNet):
         downs = len(network.downsamples)
         encoder = ("input_block", *(f"downsamples.{i}" for i in range(downs)))
@@ -39,7 +44,11 @@ def stages(network: nn.Module) -> Stages:
         return Stages(encoder, ("decoder3", "decoder4", "decoder5", "vit.norm"), "out")
     if isinstance(network, SwinUNETR):
         return Stages(encoder, ("decoder2", "decoder3", "decoder4", "decoder5"), "out")
-    raise UsageError(f"{type(network).__name__} has no known stages; take dynunet, unetr or swinunetr.")
+    named = getattr(network, "stages", None)
+    if not isinstance(named, Mapping) or named.keys() != {"encoder", "decoder", "output"}:
+        name = type(network).__name__
+        raise UsageError(f"{name} has no known stages: no attribute 'stages' names its encoder, decoder and output.")
+    return Stages(tuple(named["encoder"]), tuple(named["decoder"]), named["output"])
 
 
 def build(
@@ -49,6 +58,10 @@ def build(
 
     Raises :class:`UsageError` for a patch or window that the network cannot take.
     """
+    if module_of(options.name):
+        section = "student" if isinstance(options, VolumeStudent) else "teacher"
+        dictated = {"channels": channels, "classes": classes, "patch": tuple(patch)}
+        return own.build(options.name, section, options.options, **dictated)
     levels = len(options.filters)
     unit = {"dynunet": 2 ** (levels - 1), "unetr": TOKEN, "swinunetr": 32}[options.name]
     for name, shape in (("patch", patch), ("window", window)):

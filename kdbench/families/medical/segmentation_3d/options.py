@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
 from kdbench.plan.metrics import Metric, share
 from kdbench.plan.options import LATER
+from kdbench.plan.own import OrOwn
 
 Voxels = Annotated[int, Gt(0)]
 Channels = Annotated[int, Gt(0)]
-Network = Literal["dynunet", "unetr", "swinunetr"]
+Network = Annotated[Literal["dynunet", "unetr", "swinunetr"], OrOwn()]
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,20 @@ class VolumeData:
 
 @dataclass(frozen=True)
 class VolumeStudent:
-    """A U-shaped network of MONAI."""
+    """A U-shaped network of MONAI.
+
+    One of your own is built as ``Class(channels=…, classes=…, patch=(D, H, W), **options)``. Its ``forward(image)``
+    takes float32 ``[b, channels, D, H, W]``, of the patch or the window, and gives logits ``[b, classes, D, H, W]``.
+    Deep supervision and DSD read the modules that its attribute ``stages`` names, a mapping: ``encoder``, paths from
+    full resolution to the one nearest the bottleneck; ``decoder``, from half resolution to the bottleneck; ``output``,
+    the one path of the main logits.
+    """
 
     name: Network = "dynunet"
-    """dynunet: residual nnU-Net; unetr: vision transformer as encoder; swinunetr: Swin transformer as encoder."""
+    """dynunet: residual nnU-Net; unetr: vision transformer as encoder; swinunetr: Swin transformer as encoder; or a
+    network of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     filters: Annotated[tuple[Channels, ...], Len(3)] = (8, 16, 32, 64)
     """dynunet: channels of each level, full resolution first; each level halves the resolution."""
     feature_size: Annotated[int, Gt(0)] = 12
@@ -79,10 +90,17 @@ class VolumeStudent:
 
 @dataclass(frozen=True)
 class VolumeTeacher:
-    """A wider network, trained on the same volumes with the same optimiser as the student alone."""
+    """A wider network, trained on the same volumes with the same optimiser as the student alone.
+
+    One of your own keeps to the student's contract.
+    """
 
     name: Network = "dynunet"
-    """dynunet, unetr or swinunetr, as for the student."""
+    """dynunet, unetr, swinunetr or module:Class, as for the student."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
+    weights: Annotated[str | None, LATER] = None
+    """A safetensors file of the network's weights, which takes the place of its training."""
     filters: Annotated[tuple[Channels, ...], Len(3)] = (16, 32, 64, 128)
     """dynunet: channels of each level, full resolution first."""
     feature_size: Annotated[int, Gt(0)] = 24

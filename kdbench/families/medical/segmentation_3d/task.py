@@ -32,6 +32,7 @@ from kdbench.hashing import write_atomic
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
+from kdbench.plan.own import module_of
 
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
@@ -157,6 +158,9 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def student(self) -> nn.Module:
         return self.network(self.config.student)
 
+    def teacher_network(self) -> nn.Module:
+        return self.network(self.config.teacher)
+
     def module(self, student: nn.Module) -> Segmentation:
         return Segmentation(student, self.config, self.volumes)
 
@@ -180,7 +184,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         if self.brought:
             return ()
         options = self.config.teacher
-        told = {name: value for name, value in asdict(options).items() if name not in ("epochs", "seed", "cache")}
+        apart = ("epochs", "seed", "cache", "source", "path", "weights")
+        told = {name: value for name, value in asdict(options).items() if name not in apart}
         inputs = {
             "network": told,
             "data": asdict(self.config.data),
@@ -189,14 +194,17 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         }
         loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
         fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
-        return [self.supervised("segmentation-teacher", lambda: self.network(options), inputs, *fitted)]
+        return [self.teacher_stage("segmentation-teacher", inputs, *fitted)]
+
+    def frozen(self, network: nn.Module) -> FrozenTeacher:
+        return FrozenTeacher(network, one_by_one)
 
     def live_teacher(self) -> FrozenTeacher:
         if self.brought:
             return self.brought
-        network = self.network(self.config.teacher)
+        network = self.teacher_network()
         network.load_state_dict(load_file(self.folder("segmentation-teacher") / "weights.safetensors"))
-        return FrozenTeacher(network, one_by_one)
+        return self.frozen(network)
 
     def teacher_facts(self) -> dict[str, Any]:
         if self.brought:  # for training views alone: no whole volume to score
@@ -207,14 +215,15 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             module = self.module(self.live_teacher().network)
             write_atomic(path, json.dumps({split: self.score(module, split) for split in ("val", "test")}))
         size = list(options.filters) if options.name == "dynunet" else options.feature_size
-        description = f"{options.name} of {size} channels, trained on the same volumes"
+        size_told = "" if module_of(options.name) else f" of {size} channels"
+        how = "weights from a file" if options.weights else "trained on the same volumes"
+        description = f"{options.name}{size_told}, {how}"
         metrics = json.loads(path.read_text())
         return {"kind": "frozen", "description": description, "metrics": metrics, "predictions": None}
 
 
 def one_by_one(network: nn.Module, batch: Volumes) -> Outputs:
     """The teacher's logits, one volume at a time so that they do not depend on what else the batch holds."""
-    network.to(batch.image.device)
     return {"logits": torch.cat([network(image[None]) for image in batch.image])}
 
 

@@ -15,11 +15,13 @@ from kdbench.engine.objective import Objective
 from kdbench.engine.seeds import axis, seeded
 from kdbench.engine.stages import Stage
 from kdbench.engine.step import Shapes, Step
+from kdbench.errors import UsageError
 from kdbench.families.vision_language.paired_classification.data import Pairs
 from kdbench.families.vision_language.paired_classification.masks import Masked, mask_networks
 from kdbench.families.vision_language.paired_classification.networks import PairNetwork
 from kdbench.families.vision_language.paired_classification.task import PairedTask, logits_of
 from kdbench.plan.options import plain
+from kdbench.plan.own import module_of, modules
 
 TEACHERS = ("multimodal", "cross_modal")
 INITIALISED, SPECIALISED = "mst-initialisation", "mst-specialisation"
@@ -106,7 +108,9 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
     They depend on the run's seed, since the student is one of those that learn. The first leaves the weights of its
     last epoch, the second the masks of the epoch with the smallest summed validation divergence.
     """
-    seed = task.config.seed
+    seed, code = task.config.seed, modules(task.config.student, task.config.teacher)
+    if plan.epochs[1]:
+        _check_masked(task, plan)
 
     def masks() -> Specialisation:
         networks = load_networks(task)
@@ -122,6 +126,7 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
             plan.epochs[0],
             seed,
             last=True,
+            code=code,
         )
     ]
     if plan.epochs[1]:
@@ -136,9 +141,20 @@ def stages(task: PairedTask, plan: Plan) -> Sequence[Stage]:
                 seed,
                 last=False,
                 needs=(INITIALISED,),
+                code=code,
             )
         )
     return plans
+
+
+def _check_masked(task: PairedTask, plan: Plan) -> None:
+    """Raise where teachers of the user's own do not name the layers to mask."""
+    name = task.config.teacher.name
+    if not module_of(name):
+        return
+    paths = getattr(task.multimodal(), "masked", ())
+    if len(paths) < plan.layers:
+        raise UsageError(f"teacher.name={name}: its attribute 'masked' names {len(paths)} layers, not {plan.layers}.")
 
 
 def other_networks(task: PairedTask) -> dict[str, PairNetwork]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import share
 from kdbench.plan.options import LATER
+from kdbench.plan.own import OrOwn
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,17 @@ class PairData:
 
 @dataclass(frozen=True)
 class PairStudent:
-    """The network of one modality; the other modality's network and the fusion network are the teachers."""
+    """The network of one modality; the other modality's network and the fusion network are the teachers.
 
+    One of your own is built as ``Class(sees=…, shapes=…, classes=…, **options)``: the names of the modalities that it
+    is to see, and the shape of an example of each. Its ``forward(*views)`` takes one tensor ``[b, *shape]`` for each,
+    and gives logits ``[b, classes]``.
+    """
+
+    name: Annotated[Literal["data_set"], OrOwn(), LATER] = "data_set"
+    """data_set: the network that comes with the data set; or a network of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     modality: Literal["image", "audio", "text", "video"] = "image"
     """The one view that the student sees."""
     channels: Annotated[int, Gt(1)] = 8
@@ -47,8 +57,18 @@ class PairStudent:
 
 @dataclass(frozen=True)
 class PairTeacher:
-    """The frozen teacher of plain distillation."""
+    """The frozen teacher of plain distillation, and the two networks that MST-Distill's teachers are made of.
 
+    A network of your own keeps to the student's contract; it is built for the view or the views of either teacher.
+    MST-Distill masks the outputs of the modules that its attribute ``masked`` names, two paths.
+    """
+
+    name: Annotated[Literal["data_set"], OrOwn(), LATER] = "data_set"
+    """data_set: the network that comes with the data set; or a network of your own, module:Class."""
+    options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
+    """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
+    weights: Annotated[str | None, LATER] = None
+    """A safetensors file of the network's weights, which takes the place of its training."""
     source: Literal["multimodal", "cross_modal", "outputs"] = "multimodal"
     """multimodal: the network that sees both views; cross_modal: that of the view the student does not see;
     outputs: logits computed elsewhere, read from ``path``."""

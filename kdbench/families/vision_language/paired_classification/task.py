@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdbench.engine import inputs, outputs
+from kdbench.engine import inputs, outputs, own
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
 from kdbench.engine.stages import Stage, StageStore
@@ -23,6 +23,7 @@ from kdbench.families.vision_language.paired_classification.options import PairD
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.options import plain
+from kdbench.plan.own import module_of
 
 
 class PairedClassification(Classification):
@@ -41,9 +42,8 @@ class PairedClassification(Classification):
         return self.pairs.labels(batch)
 
 
-def logits_of(pairs: Pairs, network: nn.Module, rows: Tensor) -> Outputs:
+def logits_of(pairs: Pairs, network: Any, rows: Tensor) -> Outputs:
     """The network's ``logits`` for pairs ``rows``."""
-    assert isinstance(network, PairNetwork)
     return {"logits": network(*pairs.inputs(network, rows))}
 
 
@@ -93,16 +93,31 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
         size = self.config.data.batch_size
         return number_loaders(self.pairs.ids, size, self.config.seed, evaluated=size)
 
+    def network(self, sees: tuple[str, ...], options: PairStudent | PairTeacher) -> PairNetwork:
+        """A fresh network of these views."""
+        if not module_of(options.name):
+            return self.pairs.network(sees, self.config.student)
+        section = "student" if isinstance(options, PairStudent) else "teacher"
+        shapes = [tuple(self.pairs.views[name].rows(torch.zeros(1, dtype=torch.int64)).shape[1:]) for name in sees]
+        dictated = {"sees": sees, "shapes": shapes, "classes": self.pairs.classes}
+        network: Any = own.build(options.name, section, options.options, **dictated)
+        network.sees = sees
+        return network  # type: ignore[no-any-return]
+
     def student(self) -> PairNetwork:
-        return self.pairs.network((self.config.student.modality,), self.config.student)
+        return self.network((self.config.student.modality,), self.config.student)
 
     def cross_modal(self) -> PairNetwork:
         """A fresh network of the view that the student does not see."""
-        return self.pairs.network((self.other,), self.config.student)
+        return self.network((self.other,), self.config.teacher)
 
     def multimodal(self) -> PairNetwork:
         """A fresh network of both views."""
-        return self.pairs.network(tuple(self.pairs.views), self.config.student)
+        return self.network(tuple(self.pairs.views), self.config.teacher)
+
+    def teacher_network(self) -> PairNetwork:
+        network: PairNetwork = getattr(self, "multimodal" if self.brought else self.source)()
+        return network
 
     def module(self, student: nn.Module) -> PairedClassification:
         return PairedClassification(student, self.config, self.pairs)
@@ -119,8 +134,10 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     @property
     def inputs(self) -> dict[str, Any]:
         """What every stage depends on: the pairs, the batches and the networks."""
-        batch, student = self.config.data.batch_size, plain(self.config.student)
-        return {"data": self.pairs.sha256, "split": self.pairs.split_sha256, "batch": batch, "student": student}
+        config, pairs = self.config, self.pairs
+        made_of = {"data": pairs.sha256, "split": pairs.split_sha256, "batch": config.data.batch_size}
+        teacher = {"name": config.teacher.name, "options": config.teacher.options}
+        return {**made_of, "student": plain(config.student), "teacher": teacher}
 
     @property
     def source(self) -> str:
@@ -134,19 +151,16 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     def stages(self) -> Sequence[Stage]:
         if self.brought:
             return ()
-        network: Callable[[], PairNetwork] = getattr(self, self.source)
-        trainer, seed = self.config.trainer, self.config.seed
         inputs = {**self.inputs, "source": self.source}
-        return [self.supervised("pair-teacher", network, inputs, trainer.max_epochs, seed)]
+        return [self.teacher_stage("pair-teacher", inputs, self.config.trainer.max_epochs, self.config.seed)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
-        """A teacher of pairs that gives the network's ``logits``."""
         return FrozenTeacher(network, InBlocks(self.pairs, self.config.data.batch_size))
 
     def live_teacher(self) -> FrozenTeacher:
         if self.brought:
             return self.brought
-        network: PairNetwork = getattr(self, self.source)()
+        network = self.teacher_network()
         network.load_state_dict(load_file(self.folder("pair-teacher") / "weights.safetensors"))
         return self.frozen(network)
 
@@ -165,7 +179,9 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     def teacher_facts(self) -> dict[str, Any]:
         logits = self.all_logits(self.live_teacher())
         seen = " and ".join(self.pairs.views) if self.source == "multimodal" else self.other
-        description = outputs.DESCRIPTION if self.brought else f"sees {seen}"
+        of: list[str] = [self.config.teacher.name] if module_of(self.config.teacher.name) else []
+        of += ["weights from a file"] if self.config.teacher.weights else []
+        description = outputs.DESCRIPTION if self.brought else ", ".join([*of, f"sees {seen}"])
         return {"kind": self.source, "description": description, **self.scores(logits)}
 
 

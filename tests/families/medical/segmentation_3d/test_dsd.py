@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdbench.engine.method import Method
 from kdbench.engine.runner import Outcome, Session, Silent
 from kdbench.engine.step import Shapes, Step
+from kdbench.errors import UsageError
 from kdbench.families.medical.segmentation_3d import heads
 from kdbench.families.medical.segmentation_3d.heads import Head, entropy, voxel_kl
 from kdbench.families.medical.segmentation_3d.methods.deep_supervision import DeepSupervision
@@ -245,7 +246,7 @@ def test_a_head_applies_one_transposed_convolution_again_and_again() -> None:
 
 
 def test_stages_of_one_head_must_have_as_many_channels() -> None:
-    with pytest.raises(ValueError, match="channels"):
+    with pytest.raises(UsageError, match="channels"):
         heads.heads(shapes_of({"enc1": (5, 2), "dec1": (6, 2)}).student, shared=True)
 
 

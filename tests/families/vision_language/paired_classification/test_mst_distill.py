@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdbench.engine.distillation import assemble
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
-from kdbench.engine.runner import Session, Silent
+from kdbench.engine.runner import Outcome, Session, Silent
 from kdbench.engine.step import Shapes, Step
 from kdbench.engine.teachers import CachedTeacher, FrozenTeacher
 from kdbench.errors import UsageError
@@ -439,3 +439,13 @@ def test_a_killed_stage_goes_on_to_the_same_bits(
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     reports = [{k: v for k, v in result.info.items() if k != "train_seconds"} for result in (whole, again)]
     assert reports[0] == reports[1] and reports[0]["curves"]["epoch"] == list(range((3, 3)[stage]))
+
+
+@pytest.mark.parametrize("control", ["shuffled_teacher", "random_teacher"])
+def test_controls_take_the_place_of_every_specialised_teacher(control: str, do: Callable[..., Outcome]) -> None:
+    words = ["task=paired_classification", "method=mst_distill", "trainer.max_epochs=2"]
+    real, stood_in = (do(*words, f"control={one}").record for one in ("none", control))
+    assert stood_in.curves["train/kd"] != real.curves["train/kd"]
+    assert real.teacher is not None and stood_in.teacher is not None
+    assert stood_in.teacher.metrics == real.teacher.metrics, "the teachers that are replaced are the same"
+    assert all(stage.reused for stage in stood_in.stages)

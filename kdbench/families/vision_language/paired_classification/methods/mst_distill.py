@@ -124,6 +124,7 @@ class MSTDistill(Method[PairedTask]):
     title = "mixture of specialised teachers across modalities"
     paper = "https://arxiv.org/abs/2507.07015"
     teacher = "several"
+    controls = True
     options: Hyperparameters
 
     def stages(self, task: PairedTask) -> Sequence[Stage]:
@@ -165,8 +166,7 @@ class MSTDistill(Method[PairedTask]):
         made = self.specialised(task)
         if self.options.top > len(made):
             raise UsageError(f"method.top={self.options.top}, and there are {len(made)} specialised teachers.")
-        cached: bool = task.config.teacher.cache
-        return {name: task.cached(teacher) for name, teacher in made.items()} if cached else made
+        return {name: task.wanted(teacher, number) for number, (name, teacher) in enumerate(made.items())}
 
     def teacher_facts(self, task: PairedTask, module: DistillationModule) -> dict[str, Any]:
         """Scores of the multimodal network of stage 1; by name the other networks' and every specialised teacher's."""
