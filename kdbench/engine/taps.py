@@ -107,14 +107,16 @@ class Taps:
         return read
 
     def read(self) -> dict[str, Tensor]:
-        """The outputs of the last forward pass, by alias.
+        """The outputs of the last forward pass, by alias, in the order in which it reached them.
+
+        Networks that a method sizes by them are initialised in that order.
 
         Raises :class:`KdbenchError` for one that was missed, overwritten, or is one of several calls' without a choice.
         """
         missed = self._modules.keys() - self._calls.keys()
         if missed:
             raise KdbenchError(f"Taps not reached by the forward pass: {', '.join(sorted(missed))}.")
-        return {alias: self._chosen(alias) for alias in self._modules}
+        return {alias: self._chosen(alias) for alias in self._calls}
 
     def _chosen(self, alias: str) -> Tensor:
         place, calls = self._places[alias], self._calls[alias]

@@ -31,6 +31,13 @@ def test_reads_the_output_before_an_inplace_activation() -> None:
         assert taps.read() == {}
 
 
+def test_features_come_in_the_order_of_the_forward_pass() -> None:
+    network = Network()
+    with Taps(network, {"z": "last", "f": "first"}) as taps:
+        network(torch.randn(5, 3))
+        assert list(taps.read()) == ["f", "z"]
+
+
 def test_gradients_flow_through_a_tap() -> None:
     network = Network()
     with Taps(network, {"f": "first"}) as taps:
