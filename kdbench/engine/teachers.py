@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -209,8 +209,7 @@ class EMATeacher(pl.Callback, Teacher):
     @torch.no_grad()
     def _exchange(self, student: nn.Module) -> None:
         """Swap weights with the student; done twice around a validation, after the selection has looked."""
-        assert self.network is not None
-        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
+        for mine, theirs in self._pairs(student):
             kept = mine.clone()
             mine.copy_(theirs)
             theirs.copy_(kept)
@@ -218,12 +217,18 @@ class EMATeacher(pl.Callback, Teacher):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move once towards ``student``."""
-        assert self.network is not None
-        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
+        # torch's AveragedModel rounds otherwise (a lerp) and copies at its first update: other bits than records hold
+        for mine, theirs in self._pairs(student):
             if mine.is_floating_point():
                 mine.mul_(self.keep).add_(theirs, alpha=1 - self.keep)
             else:
                 mine.copy_(theirs)
+
+    def _pairs(self, student: nn.Module) -> Iterable[tuple[Tensor, Tensor]]:
+        """The average's tensors and the student's; one that several names share comes once."""
+        assert self.network is not None
+        mine, theirs = (network.state_dict(keep_vars=True).values() for network in (self.network, student))
+        return {id(one): (one, other) for one, other in zip(mine, theirs, strict=True)}.values()
 
     def __call__(self, batch: Any) -> Outputs:
         assert self.network is not None

@@ -130,6 +130,30 @@ def test_ema_follows_its_formula(tmp_path: Path, network: nn.Module) -> None:
     assert after["1.num_batches_tracked"] == 7 and after["1.num_batches_tracked"].dtype == torch.int64
 
 
+class Tied(pl.LightningModule):
+    """A student whose two layers share their weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.student[1].weight = self.student[0].weight
+
+
+def test_ema_moves_and_deploys_a_shared_weight_once() -> None:
+    teacher, module = EMATeacher(keep=0.5, forward=outputs, deploy=True), Tied()
+    teacher.on_fit_start(None, module)  # type: ignore[arg-type]
+    assert teacher.network is not None
+    with torch.no_grad():
+        module.student[0].weight.add_(1.0)
+    student = module.student[0].weight.detach().clone()
+    teacher.update(module.student)
+    torch.testing.assert_close(teacher.network[0].weight, student - 0.5)
+    teacher.on_validation_start(None, module)  # type: ignore[arg-type]
+    torch.testing.assert_close(module.student[0].weight, student - 0.5)
+    teacher.on_validation_end(None, module)  # type: ignore[arg-type]
+    assert torch.equal(module.student[0].weight, student)
+
+
 def test_ema_is_in_no_optimiser_and_survives_a_resume(tmp_path: Path) -> None:
     whole, half, rest = (EMATeacher(keep=0.9, forward=outputs) for _ in range(3))
     module = fit(whole, folder=tmp_path, epochs=4)
