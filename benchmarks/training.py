@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from kdbench.engine.callbacks import Selection
 from kdbench.engine.method import Method
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.runner import Session, Silent
@@ -145,14 +146,16 @@ class VectorModule(DistillationModule):
 class VectorTask:
     """What a session asks of a task while it trains."""
 
-    selects = "best"
-
     def __init__(self, data: Rows, batch_size: int) -> None:
         self._loaders = VectorLoaders(data, batch_size)
 
     def data(self) -> VectorLoaders:
         """The loaders."""
         return self._loaders
+
+    def selection(self) -> Selection:
+        """Keeps the weights of the best accuracy."""
+        return Selection("accuracy")
 
 
 class VectorSession(Session):

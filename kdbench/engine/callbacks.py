@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytorch_lightning as pl
 import torch
@@ -204,11 +204,10 @@ class CheckedCheckpoints(TorchCheckpointIO):
         self._checked: dict[str, Any] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         with writing(Path(path)) as stream:
-            stream.write(buffer.getbuffer())
-            stream.write(hashlib.sha256(buffer.getbuffer()).digest())
+            hashed = _Hashed(stream)
+            torch.save(checkpoint, hashed)  # type: ignore[arg-type]
+            stream.write(hashed.digest.digest())
 
     def start(self, path: Path, set_aside: bool) -> str | None:
         """The checkpoint to go on from, read and checked; None where there is none.
@@ -229,6 +228,20 @@ class CheckedCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint, self._checked = self._checked, None
         return checkpoint or _checkpoint(Path(path).read_bytes())
+
+
+class _Hashed:
+    """Passes bytes on to a stream and hashes them, so that a checkpoint is never whole in memory."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.stream.write(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
 
 
 def _checkpoint(data: bytes) -> dict[str, Any]:

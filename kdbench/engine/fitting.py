@@ -15,6 +15,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from kdbench.engine.callbacks import CheckedCheckpoints, Checkpoints, StepBudget, StepStreams
 from kdbench.engine.distributed import rank
+from kdbench.engine.loop import LeanEpochLoop
 from kdbench.engine.objective import Objective
 from kdbench.hashing import remove_unfinished
 from kdbench.plan.options import Trainer
@@ -75,6 +76,7 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+    LeanEpochLoop.install(trainer)
     start = files.start(folder / "last.ckpt", set_aside=rank(options.processes) == 0)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)

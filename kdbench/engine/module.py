@@ -41,7 +41,8 @@ class DistillationModule(pl.LightningModule, ABC):
         self._frozen: list[nn.Module] = []
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
-        self._told: dict[str, list[Any]] = {}
+        self._told: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._restored: Mapping[str, tuple[float, int]] = {}
         self._losses: list[tuple[float, int]] = []
         self.headline: str | None = None
         """The metric that the fit is judged by, which must be defined."""
@@ -147,7 +148,10 @@ class DistillationModule(pl.LightningModule, ABC):
             wrong = next(name for name in weights if name not in terms)
             raise KdbenchError(f"Method '{self.objective.name}', weights: {unknown('loss term', wrong, terms)}")
         try:
-            each = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()])
+            weighted = [weights[name] * term if name in weights else term for name, term in terms.items()]
+            if len(weighted) == 2 and all(isinstance(term, Tensor) and term.dim() == 0 for term in weighted):
+                return weighted[0] + weighted[1]  # the same sum at half the cost
+            each = torch.stack(weighted)
         except (RuntimeError, TypeError) as error:
             raise self._misshapen(terms, weights) or error from None
         if each.dim() != 1:
@@ -166,8 +170,8 @@ class DistillationModule(pl.LightningModule, ABC):
 
     def _check_finite(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
         """:class:`NonFiniteLossError`, the same in all processes, where one of them has such a loss."""
-        finite, several = torch.isfinite(total), self.trainer.world_size > 1
-        if in_all(finite) if several else finite:
+        finite, several = math.isfinite(total.item()), self.trainer.world_size > 1
+        if in_all(torch.tensor(finite, device=total.device)) if several else finite:
             return
         mine = None if finite else {name: float(term.detach()) for name, term in terms.items()}
         found = next(told for told in (of_all(mine) if several else [mine]) if told is not None)
@@ -179,12 +183,19 @@ class DistillationModule(pl.LightningModule, ABC):
         Summed here and handed to Lightning with the last batch: its own bookkeeping costs milliseconds a step.
         """
         size = len(targets)
+        groups: dict[Any, dict[str, Any]] = {}  # alike, so that one operation serves them all
         for name, value in values.items():
-            sums = self._told.setdefault(f"train/{name}", [0.0, 0])
-            sums[0] = sums[0] + torch.as_tensor(value).detach() * size
-            sums[1] += size
+            kind = (value.dtype, value.device, value.shape) if isinstance(value, Tensor) else None
+            groups.setdefault(kind, {})[f"train/{name}"] = value
+        for kind, group in groups.items():
+            each = list(group.values())
+            stacked = torch.stack(each).detach() if kind else torch.tensor(each)
+            total, examples = self._told.get(tuple(group)) or self._begun(tuple(group), stacked)
+            self._told[tuple(group)] = total + stacked * size, examples + size
         if self._ends_epoch(batch_idx):
-            told = self._told if self.trainer.world_size == 1 else _summed(of_all(_plain(self._told)))
+            told = _by_name(self._told)
+            if self.trainer.world_size > 1:
+                told = _summed(of_all({name: (float(total), examples) for name, (total, examples) in told.items()}))
             self.log_dict(
                 {name: total / examples for name, (total, examples) in told.items()},
                 on_epoch=True,
@@ -192,6 +203,7 @@ class DistillationModule(pl.LightningModule, ABC):
                 batch_size=1,
             )
             self._told.clear()
+            self._restored = {}
 
     def _ends_epoch(self, batch_idx: int) -> bool:
         """Whether no batch of the epoch comes after this one: it is the last, or takes the last step of the budget."""
@@ -203,13 +215,21 @@ class DistillationModule(pl.LightningModule, ABC):
         for teacher in self._teachers.values():
             teacher.to(self.device)
 
+    def _begun(self, names: tuple[str, ...], values: Tensor) -> tuple[Tensor | float, int]:
+        """The sums of these names, alike in type to ``values``, and the examples, that an epoch goes on from."""
+        held = [self._restored.get(name, (0.0, 0)) for name in names]
+        if not any(examples for _, examples in held):
+            return 0.0, 0
+        totals = torch.tensor([total for total, _ in held], dtype=(0.0 + values).dtype, device=values.device)
+        return totals, held[0][1]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        mine = _plain(self._told)  # of an epoch that is not over
+        sums = _by_name(self._told)  # of an epoch that is not over
+        mine = {name: (float(total), examples) for name, (total, examples) in sums.items()}
         checkpoint["logged"] = [mine] if self.trainer.world_size == 1 else of_all(mine)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        mine = checkpoint["logged"][self.trainer.global_rank]
-        self._told = {name: list(sums) for name, sums in mine.items()}
+        self._restored = dict(checkpoint["logged"][self.trainer.global_rank])
 
     def judge(self, split: str, batch: Any, batch_idx: int) -> None:
         """Add the student's outputs for a batch to the metrics of ``split``.
@@ -313,13 +333,17 @@ def _first_bad_row(value: Any) -> int | None:
     return int(bad.nonzero()[0]) if bad.any() else None
 
 
-def _plain(told: Mapping[str, list[Any]]) -> dict[str, tuple[float, int]]:
-    return {name: (float(total), examples) for name, (total, examples) in told.items()}
+def _by_name(told: Mapping[tuple[str, ...], tuple[Tensor, int]]) -> dict[str, tuple[Any, int]]:
+    """Sums and numbers of examples by name, from those of the names that were summed in one tensor."""
+    parts = []
+    for names, (totals, examples) in told.items():
+        parts.append({name: (total, examples) for name, total in zip(names, totals, strict=True)})
+    return _summed(parts)
 
 
-def _summed(parts: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
-    """The sums over processes, of which one may not have told of all."""
-    told: dict[str, tuple[float, int]] = {}
+def _summed(parts: Sequence[Mapping[str, tuple[Any, int]]]) -> dict[str, tuple[Any, int]]:
+    """The sums over parts, of which one may not have all names."""
+    told: dict[str, tuple[Any, int]] = {}
     for part in parts:
         for name, (total, examples) in part.items():
             before = told.get(name, (0.0, 0))

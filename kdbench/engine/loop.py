@@ -1,0 +1,159 @@
+"""Lightning's loop over a training epoch, less what a plain fit has no use for: the step costs a tenth of the time.
+
+Plain is one process and device in float32 with a common optimizer. Every other fit goes by Lightning's own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from kdbench.engine.module import DistillationModule
+
+HOOKS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+"""What is called at every step, first on the callbacks, then on the module."""
+OWN = ("on_train_batch_start", "optimizer_step", "lr_scheduler_step")
+"""Hooks of the module whose overriding means more than a call: Lightning's own step honours them."""
+MOVES = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+WITHOUT_CLOSURE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
+class LeanEpochLoop(_TrainingEpochLoop):
+    """Calls only the hooks that a callback or the module has, and the optimizer without closures.
+
+    Counters, schedules, logging, validation and checkpoints are Lightning's; so is the order of hooks.
+    """
+
+    _lean = False
+
+    @classmethod
+    def install(cls, trainer: pl.Trainer) -> None:
+        """Give a new trainer this loop in place of its own."""
+        own = trainer.fit_loop.epoch_loop
+        trainer.fit_loop.epoch_loop = cls(trainer, own.min_steps, own.max_steps)
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        self._lean = _plain(self.trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self._moves = self._lean and _moves(self.trainer)
+        self._clips = self.trainer.gradient_clip_val or is_overridden(
+            "configure_gradient_clipping", self.trainer.lightning_module, pl.LightningModule
+        )
+        self._listeners = {hook: _listeners(self.trainer, hook) for hook in HOOKS}
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        if self.restarting or not self._lean:
+            return super().advance(data_fetcher)
+        trainer, progress = self.trainer, self.batch_progress
+        module, logs = trainer.lightning_module, trainer._logger_connector
+        self.val_loop.restarting = False
+        batch, _, _ = next(data_fetcher)
+        number = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        if self._moves:
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        progress.increment_ready()
+        logs.on_batch_start(batch)
+        self._call("on_train_batch_start", batch, number)
+        progress.increment_started()
+        output = {"loss": self._step(batch, number)}
+        progress.increment_processed()
+        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self._call("on_train_batch_end", output, batch, number)
+        logs.on_batch_end()
+        progress.increment_completed()
+
+    def _step(self, batch: Any, number: int) -> Tensor:
+        """Forward, backward and, where enough gradients are gathered, the optimizer's step; the loss."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        optimizer, progress = trainer.optimizers[0], self.automatic_optimization.optim_progress.optimizer
+        stepping = not self._should_accumulate()
+        if stepping:
+            progress.step.increment_ready()
+        loss: Tensor = self._named("training_step", module.training_step, batch, number)
+        if trainer.accumulate_grad_batches > 1:
+            loss = loss / trainer.accumulate_grad_batches
+        if number % trainer.accumulate_grad_batches == 0:
+            progress.zero_grad.increment_ready()
+            self._call("on_before_zero_grad", optimizer)
+            progress.zero_grad.increment_started()
+            module.optimizer_zero_grad(trainer.current_epoch, number, optimizer)
+            progress.zero_grad.increment_completed()
+        self._call("on_before_backward", loss)
+        module.backward(loss)
+        self._call("on_after_backward")
+        if stepping:
+            self._call("on_before_optimizer_step", optimizer)
+            if self._clips:
+                clipping = optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+                self._named("configure_gradient_clipping", module.configure_gradient_clipping, *clipping)
+            optimizer.step()
+            progress.step.increment_completed()
+        return loss.detach()
+
+    def _call(self, hook: str, *values: Any) -> None:
+        for listener in self._listeners[hook]:
+            self._named(hook, listener, *values)
+
+    def _named(self, hook: str, listener: Callable[..., Any], *values: Any) -> Any:
+        """Call it where ``module.log()`` knows for which hook."""
+        module = vars(self.trainer.lightning_module)  # past the costly __setattr__ of torch modules
+        module["_current_fx_name"] = hook
+        result = listener(*values)
+        module["_current_fx_name"] = None
+        return result
+
+
+def _plain(trainer: Any) -> bool:
+    """Whether nothing but what :class:`LeanEpochLoop` does happens in a step."""
+    module, optimizers = trainer.lightning_module, trainer.optimizers
+    return (
+        type(trainer.strategy) is SingleDeviceStrategy
+        and type(trainer.precision_plugin) is Precision
+        and type(trainer.profiler) is PassThroughProfiler
+        and type(trainer._logger_connector) is _LoggerConnector
+        and not trainer.loggers
+        and isinstance(module, DistillationModule)
+        and module.automatic_optimization
+        and not any(is_overridden(hook, module, pl.LightningModule) for hook in OWN)
+        and len(optimizers) == 1
+        and type(optimizers[0]) in WITHOUT_CLOSURE
+    )
+
+
+def _moves(trainer: Any) -> bool:
+    """Whether a batch has to be moved, or a hook wants to see it being moved."""
+    owners = (trainer.lightning_module, pl.LightningModule), (trainer.datamodule, pl.LightningDataModule)
+    return trainer.strategy.root_device.type != "cpu" or any(
+        is_overridden(hook, owner, parent) for owner, parent in owners for hook in MOVES
+    )
+
+
+def _listeners(trainer: Any, hook: str) -> list[Callable[..., Any]]:
+    """The callbacks' and the module's own methods for a hook, in Lightning's order."""
+    module = trainer.lightning_module
+    callbacks = [callback for callback in trainer.callbacks if is_overridden(hook, callback, pl.Callback)]
+    listeners: list[Callable[..., Any]] = [partial(getattr(each, hook), trainer, module) for each in callbacks]
+    return listeners + ([getattr(module, hook)] if is_overridden(hook, module, pl.LightningModule) else [])
