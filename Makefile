@@ -20,11 +20,11 @@ check: .venv/installed
 	$(BIN)/mypy
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=25
 
-# What a developer runs again and again: no SLURM, no browser, no contract, nothing that starts processes.
+# What a developer runs again and again: no SLURM, browser, contract or real data, nothing that takes seconds.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm and not browser and not contract"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not slurm and not browser and not contract and not data"
 
 coverage: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not slurm and not browser" --cov --cov-report=term:skip-covered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import sys
 from collections.abc import Iterator
@@ -54,9 +55,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, so that no worker is left alone with one at the end: SLURM's, which mostly wait, before all.
 
-    Tests with SLURM, those with a browser and the contract bear the mark of it.
+    Tests with SLURM, those with a browser, those of real data and the contract bear the mark of it.
     """
     for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
         for folder, mark in MARKS.items():
             if item.nodeid.startswith(folder):
                 item.add_marker(mark)
@@ -65,6 +68,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, mark in enumerate((*MARKS.values(), "slow")) if item.get_closest_marker(mark)), 9)
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed what draws random numbers: a test draws the same ones, whatever ran before it."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

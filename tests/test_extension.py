@@ -13,6 +13,8 @@ import pytest
 
 from kdbench.results import record as records
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(__file__).parent / "fixtures" / "extension"
 RUN = """
 import sys

@@ -182,6 +182,7 @@ build.build([Path(sys.argv[1])], Path(sys.argv[2]), jobs=1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name"),
     [("build", "record_page"), ("build", "write_overviews"), ("place", "os.replace"), ("place", "shutil.rmtree")],

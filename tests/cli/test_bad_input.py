@@ -129,6 +129,7 @@ def test_a_failed_download_says_so(
     assert code == 2 and "Downloading it failed: no route to host" in err and "looked in" in err
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named_before_anything_starts(tmp_path: Path) -> None:
     script = "sys.modules['torch_geometric'] = None\ncode = entry(sys.argv[1:])\nprint(code, 'torch' in sys.modules)"
     for words in (["run", *TINY], ["reproduce", write_record(tmp_path)]):

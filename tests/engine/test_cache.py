@@ -139,6 +139,7 @@ def test_a_reader_keeps_its_rows_while_the_cache_is_made_again(tmp_path: Path) -
     assert torch.equal(cache.read(torch.arange(10))["hop"], DATA["hop"])
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     script = f"""
 import os, sys

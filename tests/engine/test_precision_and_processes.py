@@ -88,6 +88,7 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
     assert mixed != single and mixed == pytest.approx(single, rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_process_is_the_first_whatever_a_launcher_left_behind(tmp_path: Path) -> None:
     left = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID"), "1")
     stale = command_line(tmp_path / "stale", *SMALL, "method=alone", **left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from kdbench.launch.status import statuses
 from kdbench.launch.sweep import Sweep, from_words, load
 from kdbench.plan.config import run_folder
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_start")]
+
 DAMAGES = [b"", b'{"runs": [', b"[1, 2]", b"null", b"\x00" * 64, b"\xff\xfe", b"[" * 100_000, b'{"phase": "done"}']
 WORDS = ["task=gnn", "method=alone", "seed=0..1", "trainer.max_epochs=1", "name=first"]
 
@@ -24,10 +27,12 @@ Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory, preloaded: str) -> Path:
     """A folder with a sweep that is done."""
     root = tmp_path_factory.mktemp("runs")
-    assert cli.entry(["sweep", *WORDS, "--runs", str(root)]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", preloaded)
+        assert cli.entry(["sweep", *WORDS, "--runs", str(root)]) == 0
     return root
 
 

@@ -107,6 +107,7 @@ def test_one_poisoned_run_is_named_and_stops_no_other(
     assert len(done) == 99 and all(path.stat().st_mtime_ns == times[path] for path in done), "the others stayed"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_done_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", "task=gnn", "method=alone", *QUICK, "name=again", "--runs", str(tmp_path)]
     assert cli.entry(words) == 0

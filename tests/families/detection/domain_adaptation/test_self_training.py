@@ -87,6 +87,7 @@ def test_arms_share_the_source_detector_of_their_seed(do: Callable[..., Any]) ->
     assert stages[0, "kd"] != stages[1, "kd"]
 
 
+@pytest.mark.slow
 def test_the_average_is_deployed_and_the_raw_student_is_told(do: Callable[..., Any], runs: Path) -> None:
     record = do("method=kd", "teacher.keep=0.5", "teacher.every=1", "method.threshold=0.3").record
     assert record.teacher is not None and record.metrics is not None

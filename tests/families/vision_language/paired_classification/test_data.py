@@ -326,11 +326,12 @@ def test_vggsound_is_read_file_by_file(publish: Callable[..., Path]) -> None:
         loaded.views["audio"].rows(torch.tensor([5]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "files", "modality"),
     [
         ("vggsound", vggsound_files(10), "audio"),
-        pytest.param(
+        (
             "ravdess",
             {
                 "video_data.npy": save(RNG.random((10, 15, 3, 224, 224), dtype="f4")),
@@ -338,7 +339,6 @@ def test_vggsound_is_read_file_by_file(publish: Callable[..., Path]) -> None:
                 "label_data.npy": save(np.arange(10) % 8),
             },
             "audio",
-            marks=pytest.mark.slow,
         ),
     ],
 )

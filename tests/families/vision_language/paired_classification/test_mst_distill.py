@@ -408,6 +408,7 @@ class Stop(BaseException):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_killed_stage_goes_on_to_the_same_bits(
     small_task: Callable[..., PairedTask], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: int
