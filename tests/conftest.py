@@ -21,6 +21,7 @@ os.environ["KDBENCH_WORKERS"] = "1"  # in the test's own process, which has impo
 
 TOGETHER = ("tests/slurm/", "tests/board/browser/")  # one cluster, one browser and one site serve a folder's tests
 MARKS = dict(zip((*TOGETHER, "tests/contract/"), ("slurm", "browser", "contract"), strict=True))
+CARD = re.compile(r"[\[-]")  # before and behind the card in the name of a test of the contract
 ALONE = ("tests/launch/test_pool.py", "tests/launch/test_local.py")  # files of long tests, shared out one by one
 
 
@@ -38,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file, _, name = nodeid.partition("::")
             if file.startswith("tests/contract/") and "-" in name:
-                return f"{file}[{re.split(r'[[-]', name)[1]}]"
+                return f"{file}[{CARD.split(name)[1]}]"
             folder = next((folder for folder in TOGETHER if file.startswith(folder)), file)
             return nodeid if file in ALONE else folder
 
