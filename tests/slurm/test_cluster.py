@@ -95,14 +95,19 @@ def test_a_job_that_is_requeued_starts_again(cluster: LocalCluster, tmp_path: Pa
 
 
 def test_a_job_outlives_the_daemon_that_started_it(cluster: LocalCluster, tmp_path: Path) -> None:
-    job = submit(cluster, tmp_path, "sleep 4; echo over", "--nodelist=n3")
-    cluster.wait_jobs([job], ["RUNNING"])
-    before = len(cluster.processes("n3"))
+    job = submit(cluster, tmp_path, "echo begun; sleep 8; echo over", "--nodelist=n3")
+    log, end = tmp_path / f"{job}.log", time.monotonic() + 60
+    while not (log.exists() and "begun" in log.read_text()):  # a job is called running before its process starts
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    before = set(cluster.processes("n3"))
     cluster.node_down("n3")
-    assert len(cluster.processes("n3")) == before - 1
-    cluster.node_up("n3")
+    try:
+        assert len(before - set(cluster.processes("n3"))) == 1
+    finally:
+        cluster.node_up("n3")
     cluster.wait_jobs([job], ["COMPLETED"])
-    assert (tmp_path / f"{job}.log").read_text() == "over\n"
+    assert log.read_text() == "begun\nover\n"
 
 
 def test_nothing_is_left_after_an_exception(running: LocalCluster, tmp_path: Path) -> None:
