@@ -1,4 +1,4 @@
-"""Lightning's loop over a training epoch, less what a plain fit has no use for: the step costs a tenth of the time.
+"""Lightning's loop over a training epoch, less what a plain fit has no use for.
 
 Plain is one process and device in float32 with a common optimizer. Every other fit goes by Lightning's own step.
 """

@@ -134,7 +134,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         """A teacher that gives the outputs of a network such as :meth:`teacher_network`."""
-        raise NotImplementedError
+        raise UsageError(f"The task of {self.config.kind} does not say how its teacher's network gives outputs.")
 
     def teacher_stage(
         self, name: str, inputs: Mapping[str, Any], epochs: int, seed: int, data: pl.LightningDataModule | None = None
