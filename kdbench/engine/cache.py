@@ -171,20 +171,22 @@ class TeacherCache:
                 files[OFFSETS].write(np.array(list(bounds.values()), dtype=np.int64).tobytes())
         digests = {name: file.hexdigest() for name, file in files.items()}
         parts = {name: _plain(value) for name, value in asdict(key).items()}
-        told = {"key": key.address, "parts": parts, "shapes": shapes, "rows": digests.pop(ROWS)}
+        manifest = {"key": key.address, "parts": parts, "shapes": shapes, "rows": digests.pop(ROWS)}
         if digests:
-            told |= {"files": digests, "ragged": ragged, "shared": {n: tuple(v.shape) for n, v in shared.items()}}
-        write_atomic(folder / "cache.json", json.dumps({**told, "sha256": digest(told)}, indent=1))
+            manifest |= {"files": digests, "ragged": ragged, "shared": {n: tuple(v.shape) for n, v in shared.items()}}
+        write_atomic(folder / "cache.json", json.dumps({**manifest, "sha256": digest(manifest)}, indent=1))
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """The outputs of ``rows`` (int64 ``[b]``): name -> ``[b, *shape]``, or as they were written."""
-        found = {name: _gathered(values, bounds, rows) for name, (values, bounds) in self._ragged.items()}
-        found |= self._shared
+        outputs = {name: _gathered(values, bounds, rows) for name, (values, bounds) in self._ragged.items()}
+        outputs |= self._shared
         if self.shapes:
             block = self._rows.index_select(0, rows)
             parts = torch.split(block, self._widths, dim=1)
-            found |= {n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return {name: found[name] for name in self.key.outputs}
+            outputs |= {
+                n: part.reshape(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)
+            }
+        return {name: outputs[name] for name in self.key.outputs}
 
 
 def select(value: Tensor, rows: Tensor) -> Tensor:
@@ -234,12 +236,12 @@ class _Digested:
 def _manifest(path: Path) -> dict[str, Any]:
     """What a cache says of itself, checked against its own digest."""
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
-        if told.pop("sha256") != digest(told):
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        if manifest.pop("sha256") != digest(manifest):
             raise ValueError("its digest is not that of its content")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCacheError(f"{path} is damaged ({error}), or of an older kdbench.") from None
-    return told
+    return manifest
 
 
 def _plain(value: object) -> object:

@@ -40,10 +40,10 @@ class Classification(DistillationModule):
             self._predicted.append(predicted.cpu())
 
     def results(self, split: str) -> Mapping[str, float | Undefined]:
-        found = self.metrics[f"{split}_"]
-        assert isinstance(found, MulticlassConfusionMatrix)
-        confusion: list[list[int]] = found.compute().tolist()
-        found.reset()
+        matrix = self.metrics[f"{split}_"]
+        assert isinstance(matrix, MulticlassConfusionMatrix)
+        confusion: list[list[int]] = matrix.compute().tolist()
+        matrix.reset()
         if not any(map(any, confusion)):
             return dict.fromkeys(("accuracy", "macro_f1"), Undefined("it has no examples"))
         if split == "test":

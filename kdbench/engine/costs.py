@@ -75,13 +75,13 @@ class PeakMemory:
 
 def versions() -> dict[str, str]:
     """Versions of kdbench, Python and the packages that numbers depend on."""
-    found = {"kdbench": kdbench.__version__, "python": platform.python_version()}
+    installed = {"kdbench": kdbench.__version__, "python": platform.python_version()}
     for name in (*PACKAGES, *recorded_packages()):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

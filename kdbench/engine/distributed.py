@@ -82,11 +82,11 @@ def check_place(options: Trainer) -> None:
         )
 
 
-def in_all(found: Tensor) -> bool:
-    """Whether ``found`` (a bool scalar) is true in every process of a fit; all of them must ask."""
-    told = found.to(torch.uint8)
-    dist.all_reduce(told, dist.ReduceOp.MIN)
-    return bool(told)
+def in_all(mine: Tensor) -> bool:
+    """Whether ``mine`` (a bool scalar) is true in every process of a fit; all of them must ask."""
+    verdict = mine.to(torch.uint8)
+    dist.all_reduce(verdict, dist.ReduceOp.MIN)
+    return bool(verdict)
 
 
 def of_all(value: Any) -> list[Any]:

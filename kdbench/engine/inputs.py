@@ -35,10 +35,10 @@ def reading(path: Path | str) -> Iterator[None]:
 def load_array(path: Path, mapped: bool = False) -> np.ndarray:
     """The array of a ``.npy`` file, in memory or as a private memory map."""
     with reading(path):
-        found = np.load(path, mmap_mode="c" if mapped else None)
-    if not isinstance(found, np.ndarray):
+        array = np.load(path, mmap_mode="c" if mapped else None)
+    if not isinstance(array, np.ndarray):
         raise DataError(f"{path} is an archive of arrays, not one array in NumPy's .npy format.")
-    return found
+    return array
 
 
 def shaped(values: np.ndarray, where: Path | str, shape: tuple[int | None, ...]) -> None:
@@ -48,8 +48,8 @@ def shaped(values: np.ndarray, where: Path | str, shape: tuple[int | None, ...])
     if values.ndim != len(shape) or any(
         have == 0 if want is None else have != want for have, want in zip(values.shape, shape, strict=True)
     ):
-        told = ", ".join("any" if want is None else str(want) for want in shape)
-        raise DataError(f"{where} has the shape {list(values.shape)}, not [{told}].")
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise DataError(f"{where} has the shape {list(values.shape)}, not [{wanted}].")
 
 
 def numbers(values: np.ndarray, where: Path | str, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -84,8 +84,8 @@ def integers(
     place = f"{where}:{row + 1}" if lines else f"{where}, row {row}"
     from_one = isinstance(high, int) and values.min() == low + 1 and values.max() == high
     hint = f" They seem to count from {low + 1}: count from {low}." if from_one else ""
-    told = f"is none of {low}…{bound - 1}" if bound > low else f"is wrong: there is no {what}"
-    raise DataError(f"{place}: {what} {values[row]} {told}.{hint}")
+    fault = f"is none of {low}…{bound - 1}" if bound > low else f"is wrong: there is no {what}"
+    raise DataError(f"{place}: {what} {values[row]} {fault}.{hint}")
 
 
 def same_length(parts: Mapping[str, int]) -> int:
@@ -117,12 +117,12 @@ def covered(
     ``y``: classes, int64 ``[n]``. ``split``: int64 ``[n]``, 0 train, 1 validation, 2 test, other values none.
     """
     counts = {name: np.bincount(y[split == group], minlength=classes) for group, name in enumerate(SPLITS)}
-    for name, found in counts.items():
-        if not found.sum():
+    for name, of_split in counts.items():
+        if not of_split.sum():
             sizes = ", ".join(f"{other} {count.sum()}" for other, count in counts.items())
             raise DataError(f"{where}: the {name} split is empty ({sizes}).{hint}")
-        if name in needed and not found.all():
-            missing = np.flatnonzero(found == 0)
+        if name in needed and not of_split.all():
+            missing = np.flatnonzero(of_split == 0)
             held = ", ".join(f"{other} {count[missing[0]]} of {count.sum()}" for other, count in counts.items())
             more = f", and {len(missing) - 1} more classes miss" if len(missing) > 1 else ""
             raise DataError(f"{where}: the {name} split has no example of class {missing[0]} ({held}){more}.{hint}")

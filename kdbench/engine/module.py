@@ -41,7 +41,7 @@ class DistillationModule(pl.LightningModule, ABC):
         self._frozen: list[nn.Module] = []
         self._teachers: Mapping[str, Teacher] = {}
         self._taps: Taps | None = None
-        self._told: dict[tuple[str, ...], tuple[Tensor, int]] = {}
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}
         self._restored: Mapping[str, tuple[float, int]] = {}
         self._losses: list[tuple[float, int]] = []
         self.headline: str | None = None
@@ -117,7 +117,7 @@ class DistillationModule(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         total, terms, logs, targets = self._loss(batch)
         self._check_finite(total, terms)
-        self._tell({"loss": total, **terms, **logs}, targets, batch_idx)
+        self._add_to_logs({"loss": total, **terms, **logs}, targets, batch_idx)
         return total
 
     def _loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor | float], Any]:
@@ -162,11 +162,11 @@ class DistillationModule(pl.LightningModule, ABC):
         """The error for terms or weights that are no scalars, or no terms at all; None if they are as is due."""
         if not terms:
             return KdbenchError(f"Method '{self.objective.name}': neither it nor the task names a loss term.")
-        found = [("the loss term", name, term) for name, term in terms.items()]
-        found += [("the weight of", name, w) for name, w in weights.items() if not isinstance(w, int | float)]
-        faults = [f"{what} '{name}' is {_shape(value)}" for what, name, value in found if not _is_scalar(value)]
-        told = f"Method '{self.objective.name}': {', '.join(faults)}; a scalar tensor is due."
-        return KdbenchError(told) if faults else None
+        scalars = [("the loss term", name, term) for name, term in terms.items()]
+        scalars += [("the weight of", name, w) for name, w in weights.items() if not isinstance(w, int | float)]
+        faults = [f"{what} '{name}' is {_shape(value)}" for what, name, value in scalars if not _is_scalar(value)]
+        message = f"Method '{self.objective.name}': {', '.join(faults)}; a scalar tensor is due."
+        return KdbenchError(message) if faults else None
 
     def _check_finite(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
         """:class:`NonFiniteLossError`, the same in all processes, where one of them has such a loss."""
@@ -174,10 +174,11 @@ class DistillationModule(pl.LightningModule, ABC):
         if in_all(torch.tensor(finite, device=total.device)) if several else finite:
             return
         mine = None if finite else {name: float(term.detach()) for name, term in terms.items()}
-        found = next(told for told in (of_all(mine) if several else [mine]) if told is not None)
-        raise NonFiniteLossError(self.global_step, found)
+        of_each = of_all(mine) if several else [mine]
+        first = next(values for values in of_each if values is not None)
+        raise NonFiniteLossError(self.global_step, first)
 
-    def _tell(self, values: Mapping[str, Tensor | float], targets: Any, batch_idx: int) -> None:
+    def _add_to_logs(self, values: Mapping[str, Tensor | float], targets: Any, batch_idx: int) -> None:
         """Log ``train/<name>``, each the mean over the epoch's examples in all processes.
 
         Summed here and handed to Lightning with the last batch: its own bookkeeping costs milliseconds a step.
@@ -190,19 +191,19 @@ class DistillationModule(pl.LightningModule, ABC):
         for kind, group in groups.items():
             each = list(group.values())
             stacked = torch.stack(each).detach() if kind else torch.tensor(each)
-            total, examples = self._told.get(tuple(group)) or self._begun(tuple(group), stacked)
-            self._told[tuple(group)] = total + stacked * size, examples + size
+            total, examples = self._sums.get(tuple(group)) or self._begun(tuple(group), stacked)
+            self._sums[tuple(group)] = total + stacked * size, examples + size
         if self._ends_epoch(batch_idx):
-            told = _by_name(self._told)
+            sums = _by_name(self._sums)
             if self.trainer.world_size > 1:
-                told = _summed(of_all({name: (float(total), examples) for name, (total, examples) in told.items()}))
+                sums = _summed(of_all({name: (float(total), examples) for name, (total, examples) in sums.items()}))
             self.log_dict(
-                {name: total / examples for name, (total, examples) in told.items()},
+                {name: total / examples for name, (total, examples) in sums.items()},
                 on_epoch=True,
                 on_step=False,
                 batch_size=1,
             )
-            self._told.clear()
+            self._sums.clear()
             self._restored = {}
 
     def _ends_epoch(self, batch_idx: int) -> bool:
@@ -224,7 +225,7 @@ class DistillationModule(pl.LightningModule, ABC):
         return totals, held[0][1]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sums = _by_name(self._told)  # of an epoch that is not over
+        sums = _by_name(self._sums)  # of an epoch that is not over
         mine = {name: (float(total), examples) for name, (total, examples) in sums.items()}
         checkpoint["logged"] = [mine] if self.trainer.world_size == 1 else of_all(mine)
 
@@ -333,19 +334,19 @@ def _first_bad_row(value: Any) -> int | None:
     return int(bad.nonzero()[0]) if bad.any() else None
 
 
-def _by_name(told: Mapping[tuple[str, ...], tuple[Tensor, int]]) -> dict[str, tuple[Any, int]]:
+def _by_name(sums: Mapping[tuple[str, ...], tuple[Tensor, int]]) -> dict[str, tuple[Any, int]]:
     """Sums and numbers of examples by name, from those of the names that were summed in one tensor."""
     parts = []
-    for names, (totals, examples) in told.items():
+    for names, (totals, examples) in sums.items():
         parts.append({name: (total, examples) for name, total in zip(names, totals, strict=True)})
     return _summed(parts)
 
 
 def _summed(parts: Sequence[Mapping[str, tuple[Any, int]]]) -> dict[str, tuple[Any, int]]:
     """The sums over parts, of which one may not have all names."""
-    told: dict[str, tuple[Any, int]] = {}
+    totals: dict[str, tuple[Any, int]] = {}
     for part in parts:
         for name, (total, examples) in part.items():
-            before = told.get(name, (0.0, 0))
-            told[name] = before[0] + total, before[1] + examples
-    return told
+            before = totals.get(name, (0.0, 0))
+            totals[name] = before[0] + total, before[1] + examples
+    return totals

@@ -51,8 +51,8 @@ def teacher(path: str | None, rows: int, shape: tuple[int, ...], rows_of: Callab
     sha256, outputs = file_digest(file), read(file, rows, shape)
 
     def forward(table: nn.Module, batch: Any) -> Outputs:
-        found: Outputs = table(rows_of(batch))
-        return found
+        by_row: Outputs = table(rows_of(batch))
+        return by_row
 
     return FrozenTeacher(Table(outputs), forward, sha256)
 

@@ -98,11 +98,11 @@ def _check(task: Task, forward: Callable[[], Outputs], where: str) -> None:
         raise UsageError(f"{where} fails on a batch of {task.config.task}: {_words(error)}; {see}.") from error
     if task.logits_shape is None:
         return
-    found, wanted = output["logits"], (len(task.rows_of(task.example())), *task.logits_shape)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise UsageError(f"{where} gives a {type(found).__name__}, not floating-point logits; {see}.")
-    if tuple(found.shape) != wanted:
-        raise UsageError(f"{where} gives logits {list(found.shape)} for a batch, not {list(wanted)}; {see}.")
+    logits, wanted = output["logits"], (len(task.rows_of(task.example())), *task.logits_shape)
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise UsageError(f"{where} gives a {type(logits).__name__}, not floating-point logits; {see}.")
+    if tuple(logits.shape) != wanted:
+        raise UsageError(f"{where} gives logits {list(logits.shape)} for a batch, not {list(wanted)}; {see}.")
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -77,9 +77,9 @@ def load_method(config: RunConfig) -> Method:
     info = method(config.method, config.family, config.kind)
     module = imported(info.module)
     own = (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == info.module)
-    found = next(kind for kind in own if issubclass(kind, Method))
+    own_method = next(kind for kind in own if issubclass(kind, Method))
     options = getattr(module, "Hyperparameters", info.hyperparameters)
-    return found(options(**asdict(config.hyperparameters)))
+    return own_method(options(**asdict(config.hyperparameters)))
 
 
 def load_task(config: RunConfig, store: StageStore) -> Task:
@@ -111,7 +111,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
                 session = Session(config, root, folder, reporter)
                 fields = session.execute()
         except NonFiniteLossError as error:
-            terms = {name: _told(value) for name, value in error.terms.items()}
+            terms = {name: _storable(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
             if is_first(config.trainer.processes):
                 _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
@@ -181,13 +181,13 @@ def _forget(folder: Path) -> None:
                 place.rmdir()
 
 
-def _told(value: Any) -> Any:
+def _storable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _report(info: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage reported, as a record holds it."""
-    values = {name: _told(value) for name, value in info.items() if name != "curves"}
+    values = {name: _storable(value) for name, value in info.items() if name != "curves"}
     return {"values": values, "curves": info.get("curves", {})}
 
 
@@ -329,10 +329,10 @@ class Session:
     def facts(self) -> dict[str, Any]:
         """Data, hardware and stages: what a failed record says too."""
         facts, stages = self.task.facts, self.store.results.values()
-        told = ("name", "sha256", "split_sha256", "generated", "licence")
+        fields = ("name", "sha256", "split_sha256", "generated", "licence")
         return {
             "code": {"sha256": digest(self.made.code), "files": self.made.code},
-            "data": {**{name: getattr(facts, name) for name in told}, "sizes": dict(facts.sizes)},
+            "data": {**{name: getattr(facts, name) for name in fields}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
             "reports": {stage.name: _report(stage.info) for stage in stages},

@@ -75,15 +75,15 @@ class StageStore:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             done = folder / "stage.json"
-            told = self._finished(folder, key)
-            reused = told is not None
-            if told is None:
+            entry = self._finished(folder, key)
+            reused = entry is not None
+            if entry is None:
                 started = time.perf_counter()
                 info = dict(stage.run(folder, self.results))
                 seconds = time.perf_counter() - started
-                told = {"key": key, "info": info, "seconds": seconds, "files": _kept(folder)}
-                write_atomic(done, json.dumps({**told, "digest": digest(told)}, indent=1))
-        result = StageResult(stage.name, key, folder, told["info"], told["seconds"], reused)
+                entry = {"key": key, "info": info, "seconds": seconds, "files": _kept(folder)}
+                write_atomic(done, json.dumps({**entry, "digest": digest(entry)}, indent=1))
+        result = StageResult(stage.name, key, folder, entry["info"], entry["seconds"], reused)
         self.results[stage.name] = result
         return result
 
@@ -93,18 +93,18 @@ class StageStore:
         if not done.exists():
             return None
         try:
-            told: dict[str, Any] = json.loads(done.read_bytes())
-            sound = told.pop("digest") == digest(told)
+            entry: dict[str, Any] = json.loads(done.read_bytes())
+            sound = entry.pop("digest") == digest(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
-            sound, told = False, {"key": key}
+            sound, entry = False, {"key": key}
         damaged = [] if sound else [done.name]
-        for name, wanted in told["files"].items() if sound else ():
+        for name, wanted in entry["files"].items() if sound else ():
             if not (folder / name).is_file() or file_digest(folder / name) != wanted:
                 damaged.append(name)
-        if told["key"] != key:
+        if entry["key"] != key:
             raise StaleCacheError(f"The stage in {folder} has another address; delete the folder to do it again.")
         if not damaged:
-            return told
+            return entry
         self.note(f"{folder / damaged[0]} is damaged: its content is not what the stage left. Doing the stage again.")
         for name in (done.name, *damaged):
             (folder / name).unlink(missing_ok=True)
@@ -113,11 +113,11 @@ class StageStore:
 
 def _kept(folder: Path) -> dict[str, str]:
     """SHA-256 of all files of a stage by path below its folder, each on the disk before the stage counts as done."""
-    found = {}
+    digests = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in ("lock", "stage.json", "last.ckpt"):
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-            found[name] = file_digest(path)
-    return found
+            digests[name] = file_digest(path)
+    return digests

@@ -48,8 +48,8 @@ class Place:
             return output
         offered = ", ".join(f"{self.path}[{name}]" for name, value in items.items() if isinstance(value, Tensor))
         which = self.path if self.item is None else f"{self.path}[{self.item}]"
-        told = f"; take one of {offered}" if offered else ""
-        raise KdbenchError(f"The output of '{which}' is a {type(output).__name__}, and a tap reads a tensor{told}.")
+        choice = f"; take one of {offered}" if offered else ""
+        raise KdbenchError(f"The output of '{which}' is a {type(output).__name__}, and a tap reads a tensor{choice}.")
 
 
 class Taps:

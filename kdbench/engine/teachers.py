@@ -132,8 +132,8 @@ class RandomTeacher(Teacher):
     def __call__(self, batch: Any) -> Outputs:
         rows = self._rows(batch)
         at = rows.cpu()
-        found = {n: value if n in self._shared else select(value, at) for n, value in self._table.items()}
-        return Named(OUTPUT, {name: value.to(rows.device) for name, value in found.items()})
+        outputs = {n: value if n in self._shared else select(value, at) for n, value in self._table.items()}
+        return Named(OUTPUT, {name: value.to(rows.device) for name, value in outputs.items()})
 
 
 def shuffled(groups: Tensor, seed: int) -> Tensor:
