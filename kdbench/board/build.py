@@ -73,13 +73,13 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
     all problems. Raises UsageError for paths without records, and where ``site`` holds something else.
     """
     place.refuse_foreign(site)
-    found = store.files(paths)
-    if not found:
+    candidates = store.files(paths)
+    if not candidates:
         raise UsageError(EMPTY)
-    jobs = jobs or (1 if len(found) <= ALONE else processors())
+    jobs = jobs or (1 if len(candidates) <= ALONE else processors())
     try:
         with place.replaced(site) as folder, without_collection():
-            read = _read(found, folder, jobs)
+            read = _read(candidates, folder, jobs)
             records = [record for _, record in read.records]
             tasks = _write_tasks(records, folder, jobs)
             count = len(records) + len(tasks) + write_overviews(tasks, folder)
@@ -87,7 +87,7 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
             place.seal(folder)
     except _Refused as refused:
         read = refused.read
-        return Report(len(found) - len(read.others), 0, 0, read.faults, read.others, read.unchecked)
+        return Report(len(candidates) - len(read.others), 0, 0, read.faults, read.others, read.unchecked)
     return Report(len(records), len(tasks), count, [], read.others, read.unchecked)
 
 
@@ -103,11 +103,11 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
     return faults
 
 
-def _read(found: Sequence[Candidate], folder: Path, jobs: int) -> _Read:
+def _read(candidates: Sequence[Candidate], folder: Path, jobs: int) -> _Read:
     """All records without what only their own pages show, which are written on the way."""
-    chunks = [found[start : start + CHUNK] for start in range(0, len(found), CHUNK)]
+    chunks = [candidates[start : start + CHUNK] for start in range(0, len(candidates), CHUNK)]
     whole = _Read()
-    for part in spread(functools.partial(_read_chunk, folder=folder, drawn=len(found) <= DRAWN), chunks, jobs):
+    for part in spread(functools.partial(_read_chunk, folder=folder, drawn=len(candidates) <= DRAWN), chunks, jobs):
         whole.add(part)
     whole.faults.extend(check(whole.records))
     if whole.faults:

@@ -111,12 +111,12 @@ def _rank(view: View) -> tuple[int, bool, int, str, str]:
 
 
 def _others(comparison: Comparison, runs: Mapping[str, Record]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    others: dict[str, dict[str, float]] = {}
     for row in comparison.rows:
         tests = [metrics.test for key in row.runs if row.method != "teacher" and (metrics := runs[key].metrics)]
         shared = set.intersection(*map(set, tests)) - {comparison.metric} if tests else set()
-        found[row.label] = {name: _mean(test[name] for test in tests) for name in sorted(shared)}
-    return found
+        others[row.label] = {name: _mean(test[name] for test in tests) for name in sorted(shared)}
+    return others
 
 
 def _mean(values: Iterable[float]) -> float:

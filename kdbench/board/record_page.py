@@ -200,10 +200,10 @@ def _costs(record: Record) -> Facts:
 
 
 def _stages(record: Record) -> Facts:
-    found = [(s.name, s) for s in record.stages]
+    named = [(s.name, s) for s in record.stages]
     return [
         (safe.cut(name, 80), s if isinstance(s, str) else _stage(s, (record.reports or {}).get(s.name)))
-        for name, s in _first(found)
+        for name, s in _first(named)
     ]
 
 

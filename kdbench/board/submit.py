@@ -86,6 +86,6 @@ def _notes(records: Sequence[tuple[Path, Record]]) -> list[str]:
         "made from sources with changes that no commit holds": sum(bool(record.git.dirty) for _, record in records),
         "made outside a checkout, so from sources that nothing names": sum(r.git.commit is None for _, r in records),
     }
-    told = [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
+    notes = [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
     unchecked = Counter(why for _, record in records if (why := origin.unchecked(record)))
-    return told + [f"{count} of {len(records)} records were not resolved: {why}" for why, count in unchecked.items()]
+    return notes + [f"{count} of {len(records)} records were not resolved: {why}" for why, count in unchecked.items()]

@@ -36,7 +36,7 @@ from kdbench.results.stats import adjusted, paired
 def comparison_table(view: View, task: Task, root: str = "../") -> Table:
     """One row for each arm of a comparison."""
     comparison = view.comparison
-    names = sorted({name for found in view.others.values() for name in found})[:12]
+    names = sorted({name for scores in view.others.values() for name in scores})[:12]
     others = {name: metrics.unit(comparison.family, name) for name in names}
     columns = (
         Column("arm", "arm", "text"),
@@ -151,8 +151,8 @@ def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, fa
     for task in tasks:
         view = task.headline
         for row in headline_rows(view.comparison):
-            told = (arm_cell(row, task.family, root), text(kind_of(row, task.family)))
-            cells = (*told, *context_cells(view, task, root)[first:])
+            arm = (arm_cell(row, task.family, root), text(kind_of(row, task.family)))
+            cells = (*arm, *context_cells(view, task, root)[first:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
     return Table(name, caption, columns, tuple(lines))
@@ -202,7 +202,7 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
 
 def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
     """What other than default settings change: each such arm minus the method's default one, paired by seed."""
-    found = []
+    changes = []
     for task in tasks:
         for view in task.views:
             rows = [r for r in view.comparison.rows if r.method == method and r.control == "none" and r.n]
@@ -213,9 +213,9 @@ def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
                 pairs = [(own, base[s]) for s, own in zip(row.seeds, row.scores, strict=True) if s in base]
                 if row is not default and pairs:
                     delta = paired([own for own, _ in pairs], [other for _, other in pairs])
-                    found.append((task, view, row, delta))
+                    changes.append((task, view, row, delta))
     lines = []
-    for (task, view, row, delta), p in zip(found, adjusted(delta for *_, delta in found), strict=True):
+    for (task, view, row, delta), p in zip(changes, adjusted(delta for *_, delta in changes), strict=True):
         difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
         cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
         lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))

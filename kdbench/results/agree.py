@@ -135,8 +135,8 @@ def _of_data(record: Record, data: Data) -> Iterator[Claim]:
         wrong = data.sizes.test * (1 - record.metrics.test.get("accuracy", 1.0))
         others = len(record.predictions) - max(map(record.predictions.count, set(record.predictions)))
         if min(wrong, others) >= RICH:
-            told = f"of split {data.split_sha256[:16]}"
-            yield Claim("predictions", (record.task, record.predictions), told)
+            of_split = f"of split {data.split_sha256[:16]}"
+            yield Claim("predictions", (record.task, record.predictions), of_split)
 
 
 def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim]:

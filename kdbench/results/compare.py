@@ -223,15 +223,15 @@ def _arms(records: Sequence[Record], metric: str | None) -> list[_Arm]:
 
 
 def _scores(runs: Mapping[int, Record], metric: str | None) -> dict[int, float]:
-    found = ((seed, run.metrics.test) for seed, run in sorted(runs.items()) if run.metrics)
-    return {seed: test[metric] for seed, test in found if metric in test}
+    tests = ((seed, run.metrics.test) for seed, run in sorted(runs.items()) if run.metrics)
+    return {seed: test[metric] for seed, test in tests if metric in test}
 
 
 @functools.cache
 def _defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
     """The method's default hyper-parameters; None when it is not installed here."""
-    found = {info.family: info for info in methods() if info.name == method and info.family in (None, family)}
-    info = found.get(family, found.get(None))
+    by_family = {info.family: info for info in methods() if info.name == method and info.family in (None, family)}
+    info = by_family.get(family, by_family.get(None))
     return plain(info.hyperparameters()) if info else None
 
 
@@ -383,8 +383,8 @@ def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
     p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
     p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
     p_real = adjusted(row.delta_real for row in rows)
-    found = zip(rows, p_alone, p_kd, p_real, _letters(rows, mode), strict=True)
-    return [replace(row, p_alone=a, p_kd=k, p_real=r, letters=shared) for row, a, k, r, shared in found]
+    tested = zip(rows, p_alone, p_kd, p_real, _letters(rows, mode), strict=True)
+    return [replace(row, p_alone=a, p_kd=k, p_real=r, letters=shared) for row, a, k, r, shared in tested]
 
 
 def _letters(rows: Sequence[Row], mode: Mode | None) -> list[str]:

@@ -31,21 +31,21 @@ def stale(record: Record, config: RunConfig, folder: Path) -> list[str]:
     """
     if record.code is None:
         return ["the code that made it is not known"]
-    told = changes(record.code.files, code_of(config))
+    reasons = changes(record.code.files, code_of(config))
     asked, ran = config.trainer, record.hardware
     on_gpu = ran.accelerator not in (None, "none")
     if asked.accelerator != "auto" and (asked.accelerator == "gpu") != on_gpu:
-        told.append(f"it ran on {ran.accelerator if on_gpu else 'the processor'}")
+        reasons.append(f"it ran on {ran.accelerator if on_gpu else 'the processor'}")
     if not on_gpu and ran.threads != asked.threads:
-        told.append(f"it was computed with {ran.threads} threads")
+        reasons.append(f"it was computed with {ran.threads} threads")
     made = Made.load(folder)
     if made is None:
-        return [*told, "which files it read is not known"]
+        return [*reasons, "which files it read is not known"]
     for name, digest in made.inputs.items():
         path = here(name)
         if path.is_file() and _digest_of(path, path.stat().st_mtime_ns, path.stat().st_size) != digest:
-            told.append(f"{path} changed")
-    return told
+            reasons.append(f"{path} changed")
+    return reasons
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -39,18 +39,18 @@ def headline(group: Sequence[Record], named: str | None = None) -> Headline:
 
 def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
     """What all runs of a group were selected by; None where none was."""
-    found: dict[tuple[str, Mode], Record] = {}
+    selections: dict[tuple[str, Mode], Record] = {}
     for run in group:
         if run.selection:
-            found.setdefault((run.selection.metric, run.selection.mode), run)
-    if len(found) > 1:
-        told = "; ".join(
+            selections.setdefault((run.selection.metric, run.selection.mode), run)
+    if len(selections) > 1:
+        choices = "; ".join(
             f"{metric} ({mode}) by {run.method}, seed {run.seed}, {run.config_hash[:16]}"
-            for (metric, mode), run in found.items()
+            for (metric, mode), run in selections.items()
         )
         place = f"{group[0].task}, {group[0].scale}"
-        raise KdbenchError(f"{place}: these runs are not comparable, for they were selected by {told}.")
-    return next(iter(found), None)
+        raise KdbenchError(f"{place}: these runs are not comparable, for they were selected by {choices}.")
+    return next(iter(selections), None)
 
 
 @functools.cache

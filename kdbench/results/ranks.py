@@ -79,7 +79,7 @@ def letters(p: Matrix, order: Sequence[int], level: float = LEVEL) -> list[str]:
     """
     like = ~(p < level)[np.ix_(order, order)]
     covered = np.zeros_like(like)
-    found = [""] * len(p)
+    labels = [""] * len(p)
     names = iter(ascii_letters)
     for first in range(len(order)):
         while (pending := like[first] & ~covered[first])[first:].any():
@@ -95,8 +95,8 @@ def letters(p: Matrix, order: Sequence[int], level: float = LEVEL) -> list[str]:
             if name is None:
                 return [""] * len(p)
             for member in set(clique):
-                found[order[member]] += name
-    return found
+                labels[order[member]] += name
+    return labels
 
 
 @dataclass(frozen=True)

@@ -376,9 +376,9 @@ def _parsed(text: str | bytes) -> tuple[object, list[str]]:
 
     def pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal doubled
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
+        members = dict(pairs)
+        if len(members) == len(pairs):
+            return members
         doubled = True
         keys = [key for key, _ in pairs]
         return {key: _TWICE if keys.count(key) > 1 else value for key, value in pairs}

@@ -73,11 +73,11 @@ def verdicts(comparison: Comparison) -> list[str]:
         delta, p, baseline = row.delta_kd, row.p_kd, comparison.kd
         if delta is None:
             delta, p, baseline = row.delta_alone, row.p_alone, comparison.alone
-        told = f"{row.label} − {baseline}"
+        contrast = f"{row.label} − {baseline}"
         if row.delta_real is not None:
-            delta, p, told = row.delta_real, row.p_real, f"{row.label.partition(' · ')[0]} − {row.label}"
+            delta, p, contrast = row.delta_real, row.p_real, f"{row.label.partition(' · ')[0]} − {row.label}"
         if delta is not None:
-            lines.append(f"{told}: {_verdict(delta, p, comparison)}")
+            lines.append(f"{contrast}: {_verdict(delta, p, comparison)}")
     return lines
 
 
@@ -103,11 +103,13 @@ def footnotes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _mixture(found: Mixture) -> str:
+def _mixture(mixture: Mixture) -> str:
     def first(some: Sequence[object]) -> str:
         return ", ".join(str(one)[:60] for one in some[:10]) + (", …" if len(some) > 10 else "")
 
-    return f"arms of seed {first(found.seeds)} differ in {found.trait} ({first(found.values)}): {found.otherwise}"
+    return (
+        f"arms of seed {first(mixture.seeds)} differ in {mixture.trait} ({first(mixture.values)}): {mixture.otherwise}"
+    )
 
 
 def better(difference: float, comparison: Comparison) -> bool:

@@ -11,13 +11,13 @@ from kdbench.results.record import Record
 BASELINES = ("alone", "kd")
 
 
-def matching(found: Sequence[Record], words: Sequence[str]) -> list[Record]:
+def matching(records: Sequence[Record], words: Sequence[str]) -> list[Record]:
     """Records whose task, scale, control, seed and ``section.option`` are among the values given.
 
     ``method`` keeps the baselines beside the methods named. Raises :class:`UsageError` for a key no record has or a
     method without records.
     """
-    kept = list(found)
+    kept = list(records)
     for override in parse_overrides(words):
         if override.key == "method":
             present = {record.method for record in kept}

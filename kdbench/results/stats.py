@@ -129,8 +129,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def adjusted(differences: Iterable[PairedDifference | None]) -> list[float | None]:
     """Holm-adjusted p of paired tests. Flat differences have none, but count as a test that found nothing."""
     listed = list(differences)
-    found = holm([None if one is None else 1.0 if one.flat else one.p for one in listed])
-    return [None if one is None or one.flat else p for one, p in zip(listed, found, strict=True)]
+    p_values = holm([None if one is None else 1.0 if one.flat else one.p for one in listed])
+    return [None if one is None or one.flat else p for one, p in zip(listed, p_values, strict=True)]
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -61,13 +61,13 @@ def files(paths: Iterable[Path]) -> list[Candidate]:
     A folder that holds ``record.json`` is a run's; what else lies there is a record only if it poses as one, and hides
     nothing. Raises UsageError for a missing path, and for a folder that cannot be read.
     """
-    found: dict[Path, Candidate] = {}
+    candidates: dict[Path, Candidate] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(f"No such file or folder: {path}")
         below = sorted(_below(path)) if path.is_dir() else [Candidate(path, must=True, beside=False)]
-        found.update((one.path, one) for one in below)
-    return list(found.values())
+        candidates.update((one.path, one) for one in below)
+    return list(candidates.values())
 
 
 def _below(root: Path) -> Iterator[Candidate]:
@@ -152,9 +152,9 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
 
 def validate(paths: Iterable[Path]) -> Report:
     """Check every record alone and all together. Never raises for a bad record; UsageError for a missing path."""
-    found = files(paths)
-    loaded = load(found)
+    candidates = files(paths)
+    loaded = load(candidates)
     faults = [*loaded.faults, *check(loaded.records)]
-    read = len(found) - len(loaded.others)
+    read = len(candidates) - len(loaded.others)
     unchecked = Counter(why for _, record in loaded.records if (why := origin.unchecked(record)))
     return Report(read - len({fault.path for fault in faults}), faults, read, loaded.others, unchecked)
