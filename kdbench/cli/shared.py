@@ -89,7 +89,7 @@ def say_left_out(others: Sequence[Path], unchecked: Mapping[str, int]) -> None:
     if len(others) > MOST_TOLD:
         click.echo(f"note: {len(others) - MOST_TOLD} more files are no records; --json names all", err=True)
     for why, count in unchecked.items():
-        click.echo(line(f"note: {count} configurations could not be checked: {why}"), err=True)
+        click.echo(line(f"note: {count} records could not be checked in all: {why}"), err=True)
 
 
 def consent(brought: Sequence[str], yes: bool) -> None:
