@@ -98,15 +98,18 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Curves(pl.Callback):
-    """Collects every logged value at each validation, and the seconds spent; both survive a resume."""
+    """Collects every logged value at each validation, and seconds and optimiser steps; all survive a resume."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {"epoch": []}
-        self.seconds = 0.0
+        self.seconds, self.steps = 0.0, 0
         self._since = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.steps = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.perf_counter()
@@ -160,9 +163,11 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self.steps:
+            return
         stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
         ends = trainer.is_last_batch or trainer.should_stop  # a validation is still to come
-        if self.steps and stepped and trainer.global_step % self.steps == 0 and not ends:
+        if stepped and trainer.global_step % self.steps == 0 and not ends:
             trainer.save_checkpoint(self.place)
             self._stop(trainer, f"step {trainer.global_step}")
 

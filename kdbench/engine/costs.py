@@ -86,21 +86,35 @@ def versions() -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, memory and accelerator."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
         "os": platform.platform(terse=True),
     }
+
+
+def processor() -> str:
+    """The processor's name, with family, model and stepping where the system tells: names are shared by several."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    first = info.read_text().partition("\n\n")[0].splitlines()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    exact = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    numbers = [f"{word} {told[key]}" for word, key in exact.items() if key in told]
+    return f"{name}, {' '.join(numbers)}" if numbers else name
+
+
+def load() -> float | None:
+    """Processes that ran or waited, averaged over the last minute; None where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def git_state() -> dict[str, Any]:

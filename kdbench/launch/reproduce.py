@@ -24,6 +24,10 @@ from kdbench.results import record as records
 FLOAT32 = 2.0**-23
 """The relative distance of neighbouring float32 numbers."""
 
+PARTS = (("data", "sha256"), ("data", "split_sha256"), ("teacher", "sha256"))
+OUTCOMES = (("outcomes", "labels_sha256"), ("outcomes", "sha256"))
+"""Digests by which two records of one run are compared."""
+
 Consent = Callable[[Sequence[str]], None]
 """Is told what a record brings, and raises where that may not be used."""
 
@@ -38,11 +42,11 @@ def reproduce(path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
 def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
     """Whether the run of the record at ``path`` gives the same numbers again; ``consent`` is asked before it starts.
 
-    ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
-    do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
-    exists), so nothing is taken over from earlier runs or stages, and with the record's number of threads. Numbers are
-    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit. Only the scores
-    of records of schema version 1 are compared as the float32 means that they are.
+    ``differences`` lists metrics, predictions, outcomes, data and teacher that differ, ``environment`` versions and
+    hardware that do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under
+    ``runs`` where that exists), so nothing is taken over from earlier runs or stages, and with the record's number of
+    threads. Numbers are compared exactly: on the same kind of machine with the same versions a run is repeated bit for
+    bit. Only the scores of records of schema version 1 are compared as the float32 means that they are.
     """
     if old.status != "done":
         raise UsageError(f"{path} is the record of a failed run; there are no numbers to repeat.")
@@ -124,7 +128,7 @@ def _numbers(old: records.Record, new: records.Record) -> list[str]:
     if old.predictions != new.predictions:
         changed = sum(a != b for a, b in zip(old.predictions or "", new.predictions or "", strict=False))
         told.append(f"predictions: {changed} differ")
-    for part, key in (("data", "sha256"), ("data", "split_sha256"), ("teacher", "sha256")):
+    for part, key in (*PARTS, *(OUTCOMES if old.outcomes else ())):
         before, after = (getattr(getattr(side, part), key, None) for side in (old, new))
         told += [f"{part}.{key}: {before} -> {after}"] if before != after else []
     return told

@@ -18,6 +18,11 @@ from kdbench.plan.catalog import families, kind_module, kinds
 Mode = Literal["min", "max"]
 PERCENT = "%"
 
+_VALUES = "kdbench.results.pseudovalues"
+ACCURACY, MACRO_F1, AUC, CASE_MEAN = (f"{_VALUES}:{name}" for name in ("accuracy", "macro_f1", "auc", "case_mean"))
+AP, MEAN_AP = (f"{_VALUES}:{name}" for name in ("average_precision", "mean_average_precision"))
+"""What several kinds give as :attr:`Metric.by_item`."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -25,6 +30,9 @@ class Metric:
 
     ``low`` and ``high`` bound its values, None where nothing does. A score of unit ``%`` is a share, which people are
     shown in percent, and its differences in points; any other unit is that of the values themselves.
+
+    ``by_item`` (``module:function``) names what gives the value of each test example, of which the score is the mean,
+    from a run's per-item outcomes: see :mod:`kdbench.results.pseudovalues`. Without one, intervals cover seeds alone.
     """
 
     name: str
@@ -33,6 +41,7 @@ class Metric:
     high: float | None = None
     unit: str = ""
     doc: str = ""
+    by_item: str = ""
 
     def holds(self, value: float) -> bool:
         """Whether a value is within the range."""
@@ -46,9 +55,9 @@ class Metric:
         return f"at most {self.high:g}" if self.low is None else f"within {self.low:g} and {self.high:g}"
 
 
-def share(name: str, doc: str = "") -> Metric:
+def share(name: str, doc: str = "", by_item: str = "") -> Metric:
     """A metric in [0, 1] that is shown in percent; larger is better."""
-    return Metric(name, "max", 0, 1, PERCENT, doc)
+    return Metric(name, "max", 0, 1, PERCENT, doc, by_item)
 
 
 @dataclass(frozen=True)

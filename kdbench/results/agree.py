@@ -42,23 +42,24 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
     """Faults that only show across records: a run given twice, and records that differ where they must agree.
 
     Among records that must agree, those that differ from the commonest value (the first, if several are) are at fault;
-    where some are at ``trusted`` paths, it is the commonest of theirs.
+    where some are at ``trusted`` paths, it is the commonest of theirs. Runs of two protocols need not agree.
     """
     faults: list[Fault] = []
-    runs: dict[str, Path] = {}
+    runs: dict[tuple[str, int], Path] = {}
     said: dict[tuple[str, tuple[object, ...]], object] = {}
     disputed: dict[tuple[str, tuple[object, ...]], list[tuple[Path, object]]] = {}
     for path, record in records:
-        first = runs.setdefault(record.config_hash, path)
+        first = runs.setdefault((record.config_hash, record.protocol), path)
         if first != path:
             faults.append(Fault(path, "config_hash", f"the same run as {first}"))
         for field, about, value in claims(record):
+            about = (record.protocol, *about)
             if said.setdefault((field, about), value) != value:
                 disputed[field, about] = []
     for path, record in records if disputed else ():
         for field, about, value in claims(record):
-            if (field, about) in disputed:
-                disputed[field, about].append((path, value))
+            if (field, (record.protocol, *about)) in disputed:
+                disputed[field, (record.protocol, *about)].append((path, value))
     for (field, _), values in disputed.items():
         judges = [(path, value) for path, value in values if path in trusted] or values
         ((common, _),) = Counter(value for _, value in judges).most_common(1)
@@ -125,6 +126,9 @@ def _of_data(record: Record, data: Data) -> Iterator[Claim]:
     pair, split = (record.group, record.seed), (data.sha256, data.split_sha256)
     for key in ("name", "licence", "generated"):
         yield Claim(f"data.{key}", (record.group,), getattr(data, key))
+    if record.outcomes:
+        labels = record.outcomes.labels_sha256
+        yield Claim("outcomes.labels_sha256", (record.group, *split), labels)
     yield Claim("data.sha256", pair, data.sha256)
     yield Claim("data.split_sha256", pair, data.split_sha256)
     for part in ("train", "val", "test"):

@@ -128,14 +128,14 @@ class _Arm:
 
 
 def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
-    """One comparison for each group and teacher, by the metric of its task's card unless ``metric`` names another.
+    """One comparison for each group, protocol and teacher, by the metric of the card unless ``metric`` names another.
 
     Runs without a teacher (``alone``, self-distillation) stand in every comparison of their group. Raises
     :class:`KdbenchError` for a group whose runs were selected by different metrics, or in different directions.
     """
-    groups: dict[str, list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in records:
-        groups[record.group].append(record)
+        groups[record.group, record.protocol].append(record)
     comparisons = []
     for group in groups.values():
         judged = headline(group, metric)

@@ -18,7 +18,7 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.detection.domain_adaptation import domains, views
+from kdbench.families.detection.domain_adaptation import domains, matching, views
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, collate, loaders
 from kdbench.families.detection.domain_adaptation.networks import Truth
@@ -28,6 +28,7 @@ from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
 from kdbench.plan.options import Optimizer, plain
 from kdbench.plan.own import modules
+from kdbench.results.pseudovalues import RECALLS
 
 SOURCE = "source-detector"
 
@@ -42,6 +43,7 @@ class AdaptiveDetection(DistillationModule):
         super().__init__(student, optimizer)
         self.classes, self.flips = tuple(classes), flips
         self.metrics = nn.ModuleDict({"val_": _precision(), "test_": _precision()})
+        self._judged: dict[str, tuple[list[Tensor], ...]] = {}
 
     def predict(self, batch: Batch) -> Outputs:
         return models.predict(self.student, batch.images, batch.sizes)
@@ -70,8 +72,14 @@ class AdaptiveDetection(DistillationModule):
     def results(self, split: str) -> dict[str, float | Undefined]:
         metric = self._metric(split)
         values = metric.compute()
+        lists = ("detection_box", "detection_scores", "detection_labels", "groundtruth_box", "groundtruth_labels")
+        self._judged[split] = tuple(list(getattr(metric, name)) for name in lists)
         metric.reset()
         return scores(values, self.classes)
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        boxes, scores, labels, real, kinds = self._judged[split]
+        return matching.outcomes((boxes, scores, labels), (real, kinds), self.classes, models.DETECTIONS)
 
     def _metric(self, split: str) -> MeanAveragePrecision:
         metric = self.metrics[f"{split}_"]
@@ -81,7 +89,10 @@ class AdaptiveDetection(DistillationModule):
 
 def _precision() -> MeanAveragePrecision:
     metric = MeanAveragePrecision(
-        max_detection_thresholds=[1, 10, models.DETECTIONS], extended_summary=True, sync_on_compute=False
+        rec_thresholds=RECALLS.tolist(),
+        max_detection_thresholds=[1, 10, models.DETECTIONS],
+        extended_summary=True,
+        sync_on_compute=False,
     )
     metric.warn_on_many_detections = False
     return metric
@@ -180,6 +191,14 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
 
     def rows_of(self, batch: Batch) -> Tensor:
         return batch.rows
+
+    def items_of(self, split: str, batch: Batch) -> Tensor:
+        """Places among the names of all target images in order."""
+        here = self.domains
+        parts = {"val": here.target_val.images, "test": here.target_test.images}
+        every = {name for images in (here.target_train, *parts.values()) for name in images.names}
+        place = {name: row for row, name in enumerate(sorted(every))}
+        return torch.tensor([place[parts[split].names[row]] for row in batch.rows.tolist()])
 
     def steps(self) -> int:
         """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""

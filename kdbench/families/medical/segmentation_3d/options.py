@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
-from kdbench.plan.metrics import Metric, share
+from kdbench.plan.metrics import CASE_MEAN, Metric, share
 from kdbench.plan.options import LATER
 from kdbench.plan.own import OrOwn
 
@@ -181,8 +181,8 @@ READERS = {"shapes": Shapes, "nifti_folder": NiftiFolder, "decathlon": Decathlon
 SECTIONS = {"data": VolumeData, "student": VolumeStudent, "teacher": VolumeTeacher}
 
 METRICS = (
-    share("dice", "overlap of a class with its label, averaged over classes and volumes"),
-    Metric("hd95", "min", 0, unit="mm", doc="95th percentile of the symmetric Hausdorff distance"),
-    Metric("surface_distance", "min", 0, unit="mm", doc="mean symmetric surface distance"),
+    share("dice", "overlap of a class with its label, averaged over classes and volumes", CASE_MEAN),
+    Metric("hd95", "min", 0, None, "mm", "95th percentile of the symmetric Hausdorff distance", CASE_MEAN),
+    Metric("surface_distance", "min", 0, None, "mm", "mean symmetric surface distance", CASE_MEAN),
     Metric("absent", "min", 0, doc="classes, over all volumes, that label or prediction lack"),
 )

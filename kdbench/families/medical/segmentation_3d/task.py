@@ -36,6 +36,8 @@ from kdbench.plan.own import module_of
 
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
+MEANS = ("dice", "hd95", "surface_distance")
+"""Scores that are averaged over classes and then over volumes."""
 WINDOWS = 4  # of a volume, predicted at once
 
 
@@ -53,7 +55,8 @@ class Segmentation(DistillationModule):
         self.volumes = volumes
         self.options: VolumeData = config.data
         self.loss = DiceCELoss(include_background=True, to_onehot_y=True, softmax=True, lambda_dice=1, lambda_ce=1)
-        self._scores: dict[str, list[dict[str, float]]] = {split: [] for split in SPLITS}
+        self._scores: dict[str, list[dict[str, list[float]]]] = {split: [] for split in SPLITS}
+        self._outcomes: dict[str, dict[str, Tensor]] = {}
 
     def forward_batch(self, batch: Volumes) -> Outputs:
         if self.training or tuple(batch.image.shape[2:]) == self.options.patch:
@@ -74,15 +77,25 @@ class Segmentation(DistillationModule):
         predicted = output["logits"].argmax(dim=1, keepdim=True)
         for classes, label in zip(predicted[:, 0], targets[:, 0], strict=True):
             inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
-            self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
+            voxels = label[inside].flatten().bincount(minlength=len(self.volumes.classes))
+            by_class = class_scores(classes[inside], label[inside], self.volumes)
+            self._scores[split].append({**by_class, "targets": voxels.tolist()})
 
     def results(self, split: str) -> Mapping[str, float | Undefined]:
         cases, self._scores[split] = self._scores[split], []
-        names = ("dice", "hd95", "surface_distance")
         if not cases:
-            return dict.fromkeys(names, Undefined("it has no volumes"))
-        means = {name: fmean(case[name] for case in cases) for name in names}
-        return {**means, "absent": sum(case["absent"] for case in cases)}
+            return dict.fromkeys(MEANS, Undefined("it has no volumes"))
+        kept = ("targets", *MEANS)
+        self._outcomes[split] = {
+            name: torch.tensor([case[name] for case in cases], dtype=torch.float64 if name in MEANS else torch.int64)
+            for name in kept
+        }
+        means = {name: fmean(fmean(case[name]) for case in cases) for name in MEANS}
+        return {**means, "absent": sum(sum(case["absent"]) for case in cases)}
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        """The means' terms by case and class without background; ``targets`` are the voxels of each class."""
+        return self._outcomes[split]
 
 
 def window_of(options: VolumeData) -> tuple[int, int, int]:
@@ -92,23 +105,28 @@ def window_of(options: VolumeData) -> tuple[int, int, int]:
 
 def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, float]:
     """The metrics of one volume (see :class:`Segmentation`). ``predicted``, ``label``: classes, int64 ``[D, H, W]``."""
+    by_class = class_scores(predicted, label, volumes)
+    return {**{name: fmean(by_class[name]) for name in MEANS}, "absent": sum(by_class["absent"])}
+
+
+def class_scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, list[float]]:
+    """The same for each class without background; ``absent`` is 1 for one that label or prediction lacks."""
     diagonal = float(torch.tensor([n * mm for n, mm in zip(label.shape, volumes.spacing, strict=True)]).norm())
-    told: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": []}
-    absent = 0
+    told: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": [], "absent": []}
     for number in range(1, len(volumes.classes)):
         pair = [classes == number for classes in (predicted, label)]
         here = [bool(mask.any()) for mask in pair]
+        told["absent"].append(not all(here))
         if all(here):
             _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
             told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
             told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
             told["surface_distance"].append(float(torch.cat(list(both)).mean()))
             continue
-        absent += 1
         told["dice"].append(float(not any(here)))
         for name in ("hd95", "surface_distance"):
             told[name].append(diagonal if any(here) else 0.0)
-    return {**{name: fmean(values) for name, values in told.items()}, "absent": absent}
+    return told
 
 
 class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
@@ -175,6 +193,12 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
     def rows_of(self, batch: Volumes) -> Tensor:
         return batch.rows
+
+    def items_of(self, split: str, batch: Volumes) -> Tensor:
+        """Places among the names of all volumes in order."""
+        cases = self.volumes.cases
+        place = {name: row for row, name in enumerate(sorted({name for part in cases.values() for name in part}))}
+        return torch.tensor([place[cases[split][row]] for row in batch.rows.tolist()])
 
     @property
     def logits_shape(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Volumes(NamedTuple):
     label: Tensor
     """int64 ``[b, 1, D, H, W]``; -1 where a whole volume was padded."""
     rows: Tensor
-    """int64 ``[b]``: which training view each is, or with random views which volume; -1 for a whole volume."""
+    """int64 ``[b]``: which training view each is, or with random views which volume; of whole ones which of a split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,4 +177,6 @@ def _views(views: Views, rows: Sequence[int], epoch: int) -> Volumes:
 
 def _whole(volumes: VolumeSet, split: str, rows: Sequence[int], epoch: int) -> Volumes:
     read = [volumes.read(volumes.cases[split][row]) for row in rows]
-    return padded([Volumes(image[None], label[None], torch.tensor([-1])) for image, label in read])
+    return padded(
+        [Volumes(image[None], label[None], torch.tensor([row])) for row, (image, label) in zip(rows, read, strict=True)]
+    )

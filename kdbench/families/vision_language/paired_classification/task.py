@@ -131,6 +131,12 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     def rows_of(self, batch: Tensor) -> Tensor:
         return batch
 
+    def clusters(self, items: Tensor) -> Tensor | None:
+        """What pairs show of the view in which most of them share an example; None where no view has one twice."""
+        shown = [view.index[items.cpu()] for view in self.pairs.views.values()]
+        fewest = min(shown, key=lambda of: len(set(of.tolist())))
+        return fewest if len(set(fewest.tolist())) < len(items) else None
+
     @property
     def inputs(self) -> dict[str, Any]:
         """What every stage depends on: the pairs, the batches and the networks."""
