@@ -112,6 +112,8 @@ def task(name: str) -> dict[str, Any]:
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "defaults_of_methods": {name: dict(values) for name, values in card.methods.items()},
         "primary": asdict(card.primary) if card.primary else None,
+        "reference": card.reference,
+        "excused": dict(card.excused),
         "reported": [asdict(entry) for entry in card.reported],
     }
 

@@ -79,7 +79,7 @@ def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
 def arm_cell(row: Row, family: str, root: str) -> Cell:
     """The arm's name, linked to its method's page."""
     kind = kind_of(row, family)
-    badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound") else ()
+    badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound", "reference") else ()
     badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
     href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
     return text(row.label, href, badges)
@@ -161,7 +161,7 @@ def score_title(metric: str | None, unit: str) -> str:
 
 
 def kind_of(row: Row, family: str) -> str:
-    """Whether a row is the teacher, a baseline, a method, a control or a bound."""
+    """Whether a row is the teacher, a baseline, a method, a control, a bound or a reference."""
     if row.control != "none":
         return "control"
     if row.method in ("teacher", "alone", "kd"):

@@ -16,6 +16,7 @@ import click
 
 from kdbench import __version__
 from kdbench.board.safe import cut, line
+from kdbench.cli import audits as cli_audits
 from kdbench.cli import board as cli_board
 from kdbench.cli import sweeps as cli_sweeps
 from kdbench.cli.shared import (
@@ -28,6 +29,7 @@ from kdbench.cli.shared import (
     print_runs,
     print_tables,
     problems_json,
+    raise_failures,
     runs_option,
     say,
     say_left_out,
@@ -103,11 +105,7 @@ def run(
     if report.records or report.failures:  # neither: we are not the first of several processes
         folders = [run_folder(runs, config) for config in configs if config.hash in report.records]
         print_tables(list(report.records.values()), as_json, folders)
-    if report.failures:
-        listed = "\n  ".join([f"{len(report.failures)} of {len(configs)} runs failed:", *report.told])
-        errors = [error for _, error in report.failures.values()]
-        kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
-        raise kind(listed) from ExceptionGroup("failed runs", errors)
+    raise_failures(report, len(configs))
 
 
 @main.command(name="list")
@@ -316,7 +314,7 @@ def doctor(as_json: bool) -> None:
     print_json(told) if as_json else click.echo(present.doctor(told))
 
 
-for _command in (*cli_sweeps.COMMANDS, cli_board.leaderboard):
+for _command in (*cli_audits.COMMANDS, *cli_sweeps.COMMANDS, cli_board.leaderboard):
     main.add_command(_command)
 
 

@@ -77,6 +77,8 @@ def _choices(told: dict[str, Any]) -> list[str]:
         student = [f"student.{name}={value}" for name, value in primary["student"].items()]
         words = [f"scale={primary['scale']}", *student, *primary["settings"]]
         lines.append(f"primary comparison: {' '.join(words)}, by {primary['metric']}")
+    lines += [f"reference: {told['reference']}"] if told["reference"] else []
+    lines += [f"excused, {check}: {why}" for check, why in told["excused"].items()]
     return lines
 
 

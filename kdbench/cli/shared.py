@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from kdbench.board.safe import clean, line
-from kdbench.errors import UsageError, unknown
+from kdbench.errors import KdbenchError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from kdbench.launch.local import Report
     from kdbench.results.agree import Fault
     from kdbench.results.compare import Comparison
     from kdbench.results.record import Record
@@ -139,6 +140,16 @@ def print_tables(
     print_comparisons(comparisons)
     if folders:
         click.echo(f"Records: {len(folders)} under {os.path.commonpath(folders)}")
+
+
+def raise_failures(report: Report, asked: int) -> None:
+    """Raise one error that names every run that failed; nothing where none did."""
+    if not report.failures:
+        return
+    listed = "\n  ".join([f"{len(report.failures)} of {asked} runs failed:", *report.told])
+    errors = [error for _, error in report.failures.values()]
+    kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
+    raise kind(listed) from ExceptionGroup("failed runs", errors)
 
 
 def print_comparisons(comparisons: Iterable[Comparison]) -> None:

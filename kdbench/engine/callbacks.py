@@ -163,9 +163,11 @@ class Checkpoints(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self.steps:
+            return
         stepped, self._seen = trainer.global_step != self._seen, trainer.global_step
         ends = trainer.is_last_batch or trainer.should_stop  # a validation is still to come
-        if self.steps and stepped and trainer.global_step % self.steps == 0 and not ends:
+        if stepped and trainer.global_step % self.steps == 0 and not ends:
             trainer.save_checkpoint(self.place)
             self._stop(trainer, f"step {trainer.global_step}")
 

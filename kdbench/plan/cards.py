@@ -15,7 +15,16 @@ from typing import Any
 
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest
-from kdbench.plan.catalog import PACKAGE, families, folder_of, kind_module, method, named_point, points
+from kdbench.plan.catalog import (
+    PACKAGE,
+    families,
+    folder_of,
+    kind_module,
+    method,
+    named_point,
+    offered_methods,
+    points,
+)
 from kdbench.plan.collected import Collected
 from kdbench.plan.datasets import dataset, datasets, described, described_as, own, reading_options
 from kdbench.plan.marked_yaml import line_of, read_yaml
@@ -25,6 +34,8 @@ from kdbench.plan.overrides import parse_overrides
 from kdbench.plan.written import as_text
 
 SCALES = ("tiny", "small", "full")
+CHECKS = ("converged", "reference", "teacher", "collapse")
+"""What an audit asks of a comparison (:mod:`kdbench.results.audit`)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,10 @@ class Card:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Defaults of methods' hyper-parameters on this task, by method."""
     primary: Primary | None = None
+    reference: str | None = None
+    """The method of role ``reference`` whose score the student alone has to reach."""
+    excused: Mapping[str, str] = field(default_factory=dict)
+    """Why a check of :data:`CHECKS` that fails is no fault here, in words; ``kd.converged`` for one arm alone."""
     word: str = ""
     """What a user's own card was asked for by; empty for one that is installed."""
 
@@ -226,6 +241,8 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         own_datasets={scale: mine.get(name, name) for scale, name in of_scales.items()},
         methods=content.get("methods") or {},
         primary=_primary(content["primary"], fail) if options and "primary" in content else None,
+        reference=content.get("reference"),
+        excused=content.get("excused") or {},
     )
     if options:
         _check_options(result, mine, fail)
@@ -282,6 +299,11 @@ def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str
                 build(options, merged.get(section, {}), section)
     with reading("methods"):
         _check_methods(card)
+    if card.reference is not None:
+        with reading("reference"):
+            _check_reference(card, card.reference)
+    with reading("excused"):
+        _check_excused(card)
     if card.primary:
         with reading("primary"):
             _check_primary(card, card.primary)
@@ -300,6 +322,25 @@ def _check_methods(card: Card) -> None:
             raise
         except UsageError as error:
             raise OptionError(name, str(error)) from None
+
+
+def _check_reference(card: Card, name: Any) -> None:
+    """Raise :class:`UsageError` for a reference that is none of the kind's."""
+    offered = offered_methods(card.family, card.kind)
+    if not isinstance(name, str) or name not in offered or offered[name].role != "reference":
+        known = [info.name for info in offered.values() if info.role == "reference"]
+        raise unknown(f"reference for {card.family} {card.kind.replace('_', ' ')}", str(name), known)
+
+
+def _check_excused(card: Card) -> None:
+    """Raise :class:`UsageError` for an excuse of a check that there is not, or without words."""
+    if not isinstance(card.excused, Mapping):
+        raise OptionError("", "this is a mapping of checks to the reasons why they may fail.")
+    for name, why in card.excused.items():
+        if (check := str(name).rpartition(".")[2]) not in CHECKS:
+            raise OptionError(str(name), str(unknown("check", check, CHECKS)))
+        if not isinstance(why, str) or not why.strip():
+            raise OptionError(str(name), "an excuse is said in words.")
 
 
 def _check_primary(card: Card, primary: Primary) -> None:

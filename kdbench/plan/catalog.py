@@ -31,7 +31,7 @@ from kdbench.errors import CardError, KdbenchError, shown, unknown
 from kdbench.plan.collected import Collected
 
 PACKAGE = Path(__file__).parent.parent
-ROLES = ("method", "control", "bound")
+ROLES = ("method", "control", "bound", "reference")
 Place = tuple[str | None, str | None, str]
 """Family, kind and name of a method; None for every family, and for every kind or those that its class names."""
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
@@ -65,7 +65,7 @@ class MethodInfo:
     controls: bool
     """Whether shuffled or random rows can take its teachers' place: they are frozen, one or several."""
     role: str
-    """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
+    """One of :data:`ROLES`: a control, a bound or a reference stands beside the methods and is none."""
 
     @property
     def serving(self) -> str:
