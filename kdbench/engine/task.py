@@ -284,9 +284,13 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         data: pl.LightningDataModule | None = None,
         code: Sequence[str] = (),
     ) -> Stage:
-        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+
+        Arms share it, so that no arm's searched options count: see :attr:`RunConfig.shared`.
+        """
+        optimizer, taken = self.config.shared.optimizer, lambda: data or self.data()
         return self.distilled(
-            name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data(), code=code
+            name, network, Objective, inputs, epochs, seed, data=taken, optimizer=optimizer, code=code
         )
 
     def distilled(

@@ -228,14 +228,14 @@ class SourceTask(AdaptationTask):
     selects: ClassVar[Literal["best", "last"]] = "best"
 
     def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
-        own = config.student
+        own = config.shared.student
         optimizer = Optimizer(own.source_optimizer, own.source_lr, weight_decay=1e-4, schedule="cosine")
         trainer = replace(
             config.trainer,
             check_val_every_n_epoch=max(1, own.source_epochs // own.source_validations),
             accumulate_grad_batches=1,
         )
-        super().__init__(replace(config, optimizer=optimizer, trainer=trainer), store)
+        super().__init__(replace(config.shared, optimizer=optimizer, trainer=trainer), store)
 
     def data(self) -> Loaders:
         told = self.domains
