@@ -19,7 +19,7 @@ from kdbench.cli.shared import (
     runs_option,
     stale_option,
 )
-from kdbench.errors import DamagedError, KdbenchError, UsageError
+from kdbench.errors import DamagedError, DataError, KdbenchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -313,7 +313,7 @@ def cancel(name: str, runs: Path, as_json: bool) -> None:
 @json_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the records.")
 def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
-    """Copy the records that a sweep has so far, as TASK/METHOD/HASH.json: what a leaderboard is built from.
+    """Copy the records that a sweep has so far, as TASK/METHOD/HASH.json, with their outcomes beside them.
 
     \b
     kdbench collect first -o records
@@ -329,15 +329,16 @@ def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
     for run in asked.runs.values():
         try:
             record = record_of(asked.root, run)
-        except InvalidRecord as error:
-            _say(f"Left out: {error.short}")
-            continue
-        if record is not None and record.status == "done":
-            if why := outdated(asked.root, run):
-                _say(why)
+            if record is None or record.status != "done":
+                continue
             path = output / run.task / run.method / f"{run.hash[:16]}.json"
             store.write(record, path)
-            written.append(str(path))
+        except (InvalidRecord, DataError) as error:
+            _say(f"Left out: {error.short if isinstance(error, InvalidRecord) else error}")
+            continue
+        if why := outdated(asked.root, run):
+            _say(why)
+        written.append(str(path))
     if as_json:
         print_json({"records": written, "runs": len(asked.runs)})
     else:
