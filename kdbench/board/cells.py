@@ -10,7 +10,7 @@ from kdbench.board import safe
 from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
-from kdbench.results.stats import PairedDifference
+from kdbench.results.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def score_cell(row: Row, unit: str) -> Cell:
     return Cell(f"{number(row.mean, unit)} ± {number((high - low) / 2, unit)}", row.mean + 0.0, low, high)
 
 
-def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
+def delta_cell(delta: Estimate | None, p: float | None, comparison: Comparison) -> Cell:
     """A paired difference with its interval; its state says whether p is below the level, and in which direction.
 
     Differences without spread have no p, so they are neither better nor worse.

@@ -29,7 +29,7 @@ from kdbench.plan.catalog import installed_method
 from kdbench.plan.metrics import lookup
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, paired
+from kdbench.results.stats import Estimate, paired
 
 State = Literal["sound", "excused", "unsound"]
 ONE_SIDED = 1.6448536269514722
@@ -182,7 +182,7 @@ def _budget(run: Record) -> float:
     return float(budget) if isinstance(budget, int | float) else 1.0
 
 
-def _least(delta: PairedDifference, comparison: Comparison) -> float:
+def _least(delta: Estimate, comparison: Comparison) -> float:
     """The end of a difference's interval that speaks least for it; the difference itself where it has none."""
     if delta.low is None or delta.high is None:
         return _better(delta.mean, comparison)

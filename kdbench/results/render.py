@@ -11,7 +11,7 @@ from rich.text import Text
 from kdbench.plan.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.mixtures import Mixture
-from kdbench.results.stats import PairedDifference
+from kdbench.results.stats import Estimate
 
 MISSING = "–"
 LEVEL = 0.05
@@ -117,7 +117,7 @@ def better(difference: float, comparison: Comparison) -> bool:
     return difference < 0 if comparison.mode == "min" else difference > 0
 
 
-def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -> str:
+def _verdict(delta: Estimate, p: float | None, comparison: Comparison) -> str:
     unit = comparison.unit
     points = " points" if unit == PERCENT else f" {unit}" if unit else ""
     shown = signed(delta.mean, unit) + points
