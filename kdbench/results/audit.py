@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from kdbench.plan.cards import Card, read_card, task_paths
 from kdbench.plan.catalog import installed_method
-from kdbench.plan.metrics import lookup
+from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate, paired
@@ -206,12 +206,3 @@ def still_rising(run: Record) -> bool | None:
     noise = float(np.diff(values[len(values) // 2 :]).std()) / math.sqrt(2) if len(values) > FEWEST else 0.0
     gain = float(values[-k:].mean() - values[-2 * k : -k].mean())
     return gain > ONE_SIDED * noise * math.sqrt(2 / k)
-
-
-def collapsed(run: Record) -> bool:
-    """Whether a run predicts one class alone where the test has several, or a class has a score of nothing."""
-    if run.confusion:
-        predicted = [sum(column) > 0 for column in zip(*run.confusion, strict=True)]
-        return sum(predicted) == 1 and sum(sum(row) > 0 for row in run.confusion) > 1
-    scores: Iterable[tuple[str, float]] = run.metrics.test.items() if run.metrics else ()
-    return any(value == 0 for name, value in scores if (metric := lookup(run.family, name)) and "*" in metric.name)

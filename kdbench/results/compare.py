@@ -6,7 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import JsonValue
@@ -34,7 +34,8 @@ class Row:
     ``interval``. Each ``delta_…`` is a declared contrast (:mod:`kdbench.results.contrasts`), whose interval is at the
     level that its family of tests leaves, and each ``p_…`` its Holm-adjusted p. ``delta_alone`` is against the student
     ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the method less the
-    control. ``method`` is ``teacher`` for the teacher; its ``n`` counts different teachers.
+    control, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is ``teacher`` for the
+    teacher; its ``n`` counts different teachers.
 
     ``scores`` and ``runs`` (configuration hashes) stand in the order of ``seeds``; the teacher's are of the runs that
     tell it. ``default`` marks a method with its default hyper-parameters and no control. ``gap_interval`` is the
@@ -64,6 +65,8 @@ class Row:
     p_kd: float | None = None
     delta_real: Estimate | None = None
     p_real: float | None = None
+    delta_default: Estimate | None = None
+    p_default: float | None = None
     gap_closed: float | None = None
     gap_interval: tuple[float, float] | None = None
     collapsed: float | None = None
@@ -244,7 +247,7 @@ def _student_rows(
             scores=tuple(arm.scores.values()),
             runs=tuple(arm.runs[seed].config_hash for seed in arm.scores),
             default=arm.default,
-            collapsed=average([float(collapsed(run)) for run in arm.runs.values()]) if arm.runs else None,
+            collapsed=average([float(collapsed(arm.runs[seed])) for seed in arm.scores]) if own else None,
             agreement=_agreement(arm, teachers),
             **_costs(arm),
             **_differences(arm, declared),
@@ -257,7 +260,7 @@ def _student_rows(
 def _differences(arm: Arm, declared: Mapping[tuple[str, Against], Contrast]) -> dict[str, Any]:
     """The fields of a row that hold its arm against others."""
     fields: dict[str, Any] = {}
-    for against in ("alone", "kd", "real"):
+    for against in get_args(Against):
         if one := declared.get((arm.label, against)):
             fields |= {f"delta_{against}": one.estimate, f"p_{against}": one.p}
             fields |= {"against_alone": one.second} if against == "alone" else {}

@@ -2,7 +2,7 @@
 
 - ``baseline``: kd − alone;
 - ``primary``: each method − kd, and each method − alone, at equal total budget where such a student alone was trained;
-- ``ablation``: the same with other hyper-parameters;
+- ``ablation``: a method with other hyper-parameters − the same with its own, and − alone and − kd;
 - ``control``: the method − its control; and what controls that are methods of their own do to alone and kd;
 - ``bound`` and ``reference``: theirs to alone and kd.
 
@@ -27,7 +27,7 @@ from kdbench.results.ranks import LEVEL, Matrix, pairwise
 from kdbench.results.stats import ByItem, Estimate, adjusted, estimate, paired, raw_p, resolution
 
 UNTESTED = "untested"
-Against = Literal["alone", "kd", "real"]
+Against = Literal["alone", "kd", "real", "default"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def _declared(
         yield "alone", arm, equal or alone
     if kd is not None and alone is not arm is not kd:
         yield "kd", arm, kd
+    if kind == "ablation" and arm.method not in ("alone", "kd"):
+        yield from (("default", arm, one) for one in arms if one.default and one.method == arm.method and one.scores)
     if kind == "control" and (real := counterpart(arm, arms, kinds)) is not None:
         yield "real", real, arm
 

@@ -234,11 +234,11 @@ def test_verdicts(arms: Arms) -> None:
     text = {line.split(" − ")[0]: line for line in lines}
     assert text["kd"].startswith("kd − alone: +6.67 points [+") and text["kd"].endswith(": better")
     assert text["close"] == (
-        "close − kd: +0.00 points [−3.92, +3.92], p = 1.00: "
-        "no detectable difference (5 paired seeds could detect 4.96 points)"
+        "close − kd: +0.00 points [−3.92, +3.92], p = 1.00, 5 pairs: "
+        "no detectable difference (could detect 4.96 points)"
     )
-    assert text["far"].endswith("p < 0.001: better") and "+17.33 points" in text["far"]
-    assert text["worse"].endswith("p < 0.001: worse") and "−16.00 points" in text["worse"]
+    assert text["far"].endswith("p < 0.001, 5 pairs: better") and "+17.33 points" in text["far"]
+    assert text["worse"].endswith("p < 0.001, 5 pairs: worse") and "−16.00 points" in text["worse"]
     assert text["shift"] == "shift − kd: +1.67 points in each of 5 paired seeds; no spread: add seeds"
 
 
