@@ -69,10 +69,12 @@ def _task(told: dict[str, Any]) -> str:
 
 
 def _choices(told: dict[str, Any]) -> list[str]:
-    """The card's defaults of methods, and its primary comparison."""
+    """The card's defaults of methods, what arms search, and the primary comparison."""
     lines = []
     for name, values in told["defaults_of_methods"].items():
         lines.append(f"defaults of {name}: {' '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}")
+    if told["search"]:
+        lines.append(f"every arm searches: {json.dumps(told['search'])}")
     if primary := told["primary"]:
         student = [f"student.{name}={value}" for name, value in primary["student"].items()]
         words = [f"scale={primary['scale']}", *student, *primary["settings"]]

@@ -17,6 +17,7 @@ from annotated_types import Gt
 
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest
+from kdbench.plan import search as searches
 from kdbench.plan.catalog import (
     PACKAGE,
     families,
@@ -89,7 +90,9 @@ class Card:
     own_datasets: Mapping[str, str] = field(default_factory=dict)
     """The data sets of the scales that name one."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Defaults of methods' hyper-parameters on this task, by method."""
+    """What arms have on this task, chosen or searched: hyper-parameters and searched options by method."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """The options that arms search, with the values to try (:mod:`kdbench.plan.search`)."""
     primary: Primary | None = None
     reference: str | None = None
     """The method of role ``reference`` whose score the student alone has to reach."""
@@ -244,6 +247,7 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         notes=" ".join(str(content.get("notes", "")).split()),
         own_datasets={scale: mine.get(name, name) for scale, name in of_scales.items()},
         methods=content.get("methods") or {},
+        search=content.get("search") or {},
         primary=_primary(content["primary"], fail) if "primary" in content else None,
         reference=content.get("reference"),
         excused=content.get("excused") or {},
@@ -301,8 +305,9 @@ def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str
             merged = merge(sections_of(card, scale))
             for section, options in types.items():
                 build(options, merged.get(section, {}), section)
-    with reading("methods"):
-        _check_methods(card)
+    for place in ("search", "methods"):
+        with reading(place):
+            _check_search(card, place, types)
     if card.reference is not None:
         with reading("reference"):
             _check_reference(card, card.reference)
@@ -313,19 +318,19 @@ def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str
             _check_primary(card, card.primary)
 
 
-def _check_methods(card: Card) -> None:
-    """Raise :class:`UsageError` for a method that does not run on the task, or an option that it does not have."""
-    if not isinstance(card.methods, Mapping):
-        raise OptionError("", "this is a mapping of methods by name.")
-    for name, values in card.methods.items():
-        if not isinstance(values, Mapping):
-            raise OptionError(name, "a method's defaults are a mapping of its options.")
+def _check_search(card: Card, place: str, types: Mapping[str, type]) -> None:
+    """Raise :class:`OptionError` for what a card may not search, or say of a method."""
+
+    def hyperparameters(name: str) -> type:
         try:
-            build(method(name, card.family, card.kind).hyperparameters, values, name)
-        except OptionError:
-            raise
+            return method(name, card.family, card.kind).hyperparameters
         except UsageError as error:
             raise OptionError(name, str(error)) from None
+
+    if place == "search":
+        searches.check(card.search, types, hyperparameters)
+    else:
+        searches.check_chosen(card.methods, card.search, types, hyperparameters)
 
 
 def _check_reference(card: Card, name: Any) -> None:
