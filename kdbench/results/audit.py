@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,10 +26,10 @@ import numpy as np
 
 from kdbench.plan.cards import Card, read_card, task_paths
 from kdbench.plan.catalog import installed_method
-from kdbench.plan.metrics import lookup
+from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, paired
+from kdbench.results.stats import Estimate, paired
 
 State = Literal["sound", "excused", "unsound"]
 ONE_SIDED = 1.6448536269514722
@@ -187,7 +187,7 @@ def _budget(run: Record) -> float:
     return float(budget) if isinstance(budget, int | float) else 1.0
 
 
-def _least(delta: PairedDifference, comparison: Comparison) -> float:
+def _least(delta: Estimate, comparison: Comparison) -> float:
     """The end of a difference's interval that speaks least for it; the difference itself where it has none."""
     if delta.low is None or delta.high is None:
         return _better(delta.mean, comparison)
@@ -212,13 +212,3 @@ def still_rising(run: Record) -> bool | None:
     noise = float(np.diff(values[len(values) // 2 :]).std()) / math.sqrt(2) if len(values) > FEWEST else 0.0
     gain = float(values[-k:].mean() - values[-2 * k : -k].mean())
     return gain > ONE_SIDED * noise * math.sqrt(2 / k)
-
-
-def collapsed(run: Record) -> bool:
-    """Whether a run predicts one class alone where the test has several, or a class has a score of nothing."""
-    if run.confusion and (run.predictions or len(run.confusion) == len(run.confusion[0])):
-        columns = zip(*run.confusion, strict=True)
-        predicted = len(set(run.predictions)) if run.predictions else sum(sum(column) > 0 for column in columns)
-        return predicted == 1 < sum(sum(row) > 0 for row in run.confusion)
-    scores: Iterable[tuple[str, float]] = run.metrics.test.items() if run.metrics else ()
-    return any(value == 0 for name, value in scores if (metric := lookup(run.family, name)) and "*" in metric.name)
