@@ -75,9 +75,9 @@ def shapes(data: Dataset, how: Shapes, options: VolumeData) -> VolumeSet:
         drawn[f"shape {number:03d}"] = standardised(nifti.tensor(image)[None]), torch.from_numpy(label)[None]
     names, half, rest = list(drawn), options.shapes // 2, options.shapes // 4
     splits = {"train": names[:half], "val": names[half : half + rest], "test": names[half + rest :]}
-    told = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
+    values = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
     classes = ("background", "front", "back")
-    return _set(data.name, options, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(told))
+    return _set(data.name, options, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(values))
 
 
 def nifti_folder(data: Dataset, how: NiftiFolder, options: VolumeData) -> VolumeSet:
@@ -199,10 +199,10 @@ def decathlon(data: Dataset, how: Decathlon, options: VolumeData) -> VolumeSet:
 def _listed(index: Path, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Files of image and label by the image's name. Raises :class:`DataError` for another list, or other classes."""
     try:
-        told = json.loads(index.read_text(encoding="utf-8"))
-        files = [(pair["image"], pair["label"]) for pair in told["training"]]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        files = [(pair["image"], pair["label"]) for pair in content["training"]]
         images, labels = ([Path(pair[place]).name for pair in files] for place in (0, 1))
-        named = {int(number): str(name) for number, name in told["labels"].items()} if "labels" in told else None
+        named = {int(number): str(name) for number, name in content["labels"].items()} if "labels" in content else None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{index} does not list pairs of image and label under 'training', and the classes' names by number under "
