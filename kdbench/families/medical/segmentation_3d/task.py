@@ -137,7 +137,7 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def __init__(self, config: RunConfig[VolumeData, VolumeStudent, VolumeTeacher], store: StageStore) -> None:
         super().__init__(config, store)
         self.cacheable = self.config.data.views != "random"
-        self.volumes = data.load(config.dataset, config.data)
+        self.volumes = data.load(config.dataset, config.data, config.seed)
         self.views = self.views_of(config.seed)
 
     @cached_property
@@ -196,9 +196,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
     def items_of(self, split: str, batch: Volumes) -> Tensor:
         """Places among the names of all volumes in order."""
-        cases = self.volumes.cases
-        place = {name: row for row, name in enumerate(sorted({name for part in cases.values() for name in part}))}
-        return torch.tensor([place[cases[split][row]] for row in batch.rows.tolist()])
+        place = {name: row for row, name in enumerate(self.volumes.names)}
+        return torch.tensor([place[self.volumes.cases[split][row]] for row in batch.rows.tolist()])
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
@@ -216,9 +215,9 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
-        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
-        return [self.teacher_stage("segmentation-teacher", inputs, *fitted)]
+        seed = self.config.seed if options.seed is None else options.seed
+        loaders = volume_loaders(self.volumes, self.views_of(seed), seed)  # of its own seed, whichever run trains it
+        return [self.teacher_stage("segmentation-teacher", inputs, options.epochs, seed, loaders)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         return FrozenTeacher(network, one_by_one)

@@ -44,6 +44,8 @@ class VolumeSet:
     """Edges of a voxel in mm."""
     pad: Literal["edge", "reflect"]
     """How a volume smaller than a view is padded."""
+    names: Sequence[str]
+    """Names of all volumes in order, used or not."""
     cases: Mapping[str, Sequence[str]]
     """Names of the volumes of each split."""
     read: Callable[[str], tuple[Tensor, Tensor]]
