@@ -76,7 +76,12 @@ class Audit:
 def audit(records: Sequence[Record]) -> list[Audit]:
     """What the checks say of every comparison of these records that holds a method against ``alone``."""
     runs = {record.config_hash: record for record in records}
-    return [Audit(one, tuple(_verdicts(one, runs))) for one in compare(records) if _compares(one)]
+    return [judged for one in compare(records) if (judged := audited(one, runs))]
+
+
+def audited(comparison: Comparison, runs: Mapping[str, Record]) -> Audit | None:
+    """What the checks say of a comparison; None for one without a method. ``runs`` are its records, by hash."""
+    return Audit(comparison, tuple(_verdicts(comparison, runs))) if _compares(comparison) else None
 
 
 def _compares(comparison: Comparison) -> bool:
@@ -193,6 +198,7 @@ def _better(difference: float, comparison: Comparison) -> float:
     return -difference if comparison.mode == "min" else difference
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def still_rising(run: Record) -> bool | None:
     """Whether a run would have gained from more epochs; None where its curve does not tell."""
     epochs, chosen = run.curves.get("epoch", []), run.selection
@@ -210,8 +216,9 @@ def still_rising(run: Record) -> bool | None:
 
 def collapsed(run: Record) -> bool:
     """Whether a run predicts one class alone where the test has several, or a class has a score of nothing."""
-    if run.confusion:
-        predicted = [sum(column) > 0 for column in zip(*run.confusion, strict=True)]
-        return sum(predicted) == 1 and sum(sum(row) > 0 for row in run.confusion) > 1
+    if run.confusion and (run.predictions or len(run.confusion) == len(run.confusion[0])):
+        columns = zip(*run.confusion, strict=True)
+        predicted = len(set(run.predictions)) if run.predictions else sum(sum(column) > 0 for column in columns)
+        return predicted == 1 < sum(sum(row) > 0 for row in run.confusion)
     scores: Iterable[tuple[str, float]] = run.metrics.test.items() if run.metrics else ()
     return any(value == 0 for name, value in scores if (metric := lookup(run.family, name)) and "*" in metric.name)

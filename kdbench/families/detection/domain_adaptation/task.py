@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
 from kdbench.plan.options import Optimizer, plain
 from kdbench.plan.own import modules
-from kdbench.results.pseudovalues import RECALLS
 
 SOURCE = "source-detector"
 
@@ -89,7 +89,7 @@ class AdaptiveDetection(DistillationModule):
 
 def _precision() -> MeanAveragePrecision:
     metric = MeanAveragePrecision(
-        rec_thresholds=RECALLS.tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),  # COCO's; torchmetrics rounds them to float32
         max_detection_thresholds=[1, 10, models.DETECTIONS],
         extended_summary=True,
         sync_on_compute=False,
