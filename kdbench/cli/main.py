@@ -19,6 +19,7 @@ from kdbench.board.safe import cut, line
 from kdbench.cli import audits as cli_audits
 from kdbench.cli import board as cli_board
 from kdbench.cli import sweeps as cli_sweeps
+from kdbench.cli import tunes as cli_tunes
 from kdbench.cli.shared import (
     Commands,
     cleaned,
@@ -314,7 +315,7 @@ def doctor(as_json: bool) -> None:
     print_json(installation) if as_json else click.echo(present.doctor(installation))
 
 
-for _command in (*cli_audits.COMMANDS, *cli_sweeps.COMMANDS, cli_board.leaderboard):
+for _command in (*cli_audits.COMMANDS, *cli_tunes.COMMANDS, *cli_sweeps.COMMANDS, cli_board.leaderboard):
     main.add_command(_command)
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
@@ -23,6 +23,7 @@ from kdbench.plan.family import require_extra
 from kdbench.results.record import Record
 
 T = TypeVar("T")
+Split = Literal["val", "test"]
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Report:
 
     records: dict[str, Record] = field(default_factory=dict)
     failures: dict[str, tuple[str, Exception]] = field(default_factory=dict)
+    split: Split = "test"
+    """The split whose scores are shown as runs end."""
 
     @property
     def reasons(self) -> list[str]:
@@ -47,8 +50,14 @@ def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return list(planned.values())
 
 
-def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None, keep_stale: bool = False) -> Report:
-    """Do the runs, ``workers`` at a time or as many as suits them and this machine.
+def launch(
+    configs: Sequence[RunConfig],
+    root: Path,
+    workers: int | None = None,
+    keep_stale: bool = False,
+    split: Split = "test",
+) -> Report:
+    """Do the runs, ``workers`` at a time or as many as suits them and this machine; scores on ``split`` are shown.
 
     Finished runs that are stale are done again, unless ``keep_stale``. A run that fails is reported and the others go
     on; a full disk stops them all. Raises :class:`UsageError` where workers are asked for, but a run is one of several
@@ -61,7 +70,7 @@ def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None,
     ready(root)
     if number == 1 or any(config.card or config.overrides for config in configs):
         check_plans(configs, root)  # with workers it reads data once more: for what nobody may have tried before
-    report = Report()
+    report = Report(split=split)
     with Bars(names_of(configs), workers=max(number, 1)) as bars:
         if number > 1:
             _side_by_side(configs, root, number, keep_stale, bars, report)
@@ -156,8 +165,8 @@ def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars
 def _done(config: RunConfig, record: Record, reused: bool, bars: Bars, report: Report, worker: int = 0) -> None:
     assert record.metrics is not None
     report.records[config.hash] = record
-    score = record.metrics.test[config.metric]
-    bars.end(config, f"test {config.metric} {score:.4f}" + (" (done earlier)" if reused else ""), worker)
+    score = getattr(record.metrics, report.split)[config.metric]
+    bars.end(config, f"{report.split} {config.metric} {score:.4f}" + (" (done earlier)" if reused else ""), worker)
 
 
 def _failed(config: RunConfig, error: Exception, bars: Bars, report: Report, worker: int = 0) -> None:
