@@ -26,6 +26,9 @@ SECTIONS = ("student", "optimizer")
 MOST_POINTS = 8
 """Points of one arm's search."""
 
+SEEDS = (1000, 1001)
+"""What each point is tried with: seeds apart from those that are published."""
+
 Types = Mapping[str, type]
 Lookup = Callable[[str], type]
 """The hyper-parameters of a method by its name; raises :class:`UsageError` for a method that the task has not."""

@@ -94,7 +94,9 @@ def claims(record: Record) -> Iterator[Claim]:
         yield Claim("costs.parameters", group, record.costs.parameters)
         if record.costs.flops is not None:
             counter = (record.hardware.accelerator, record.versions.get("torch"))
-            yield Claim("costs.flops", (record.group, *counter), record.costs.flops)
+            yield Claim(
+                "costs.flops", (record.group, record.seed, *counter), record.costs.flops
+            )  # a batch of its split
 
 
 def _arm(record: Record, teacher: str) -> Iterator[Claim]:
