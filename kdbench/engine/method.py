@@ -33,7 +33,7 @@ class Method(Objective, Generic[TaskT]):
     teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
     controls: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
-    role: ClassVar[Literal["method", "control", "bound"]] = "method"
+    role: ClassVar[Literal["method", "control", "bound", "reference"]] = "method"
 
     def __init__(self, options: Any) -> None:
         self.options = options

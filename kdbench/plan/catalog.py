@@ -31,7 +31,7 @@ from kdbench.errors import CardError, KdbenchError, shown, unknown
 from kdbench.plan.collected import Collected
 
 PACKAGE = Path(__file__).parent.parent
-ROLES = ("method", "control", "bound")
+ROLES = ("method", "control", "bound", "reference")
 Place = tuple[str | None, str | None, str]
 """Family, kind and name of a method; None for every family, and for every kind or those that its class names."""
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
