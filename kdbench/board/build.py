@@ -17,7 +17,7 @@ from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
 from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
-from kdbench.results import agree, origin, store
+from kdbench.results import agree, outcomes, store
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Record
 from kdbench.results.store import Candidate
@@ -94,12 +94,14 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
 def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
     """Faults across records: those of ``store.check``, and what would give two records one page."""
     faults = store.check(records, trusted)
-    pages_of: dict[tuple[str, str], tuple[str, Path]] = {}
+    pages_of: dict[tuple[str, str], tuple[Record, Path]] = {}
     for path, record in records:
         page = (record.task, record.config_hash[:16])
-        known, first = pages_of.setdefault(page, (record.config_hash, path))
-        if known != record.config_hash:
+        known, first = pages_of.setdefault(page, (record, path))
+        if known.config_hash != record.config_hash:
             faults.append(Fault(path, "config_hash", f"begins with the same 16 digits as that of {first}"))
+        elif known.protocol != record.protocol:
+            faults.append(Fault(path, "protocol", f"{record.protocol}, but {first} is the same run under another"))
     return faults
 
 
@@ -130,19 +132,21 @@ def _read_chunk(candidates: Sequence[Candidate], folder: Path, drawn: bool) -> _
         except InvalidRecord as error:
             read.faults.extend(Fault(path, *problem) for problem in error.problems)
             continue
-        if wrong := [Fault(path, *problem) for problem in origin.faults(record)]:
+        if wrong := store.faults_of(path, record):
             read.faults.extend(wrong)
             continue
-        if (why := origin.unchecked(record)) is not None:
-            read.unchecked[why] += 1
+        read.unchecked.update(store.unchecked(record))
         place = f"{folder}/record/{safe.task_slug(record.task)}"
         if place not in made:
             os.makedirs(place, exist_ok=True)
             made.add(place)
         page = f"{place}/{record.config_hash[:16]}"
-        for name, content in ((f"{page}.html", record_page(record, drawn).encode()), (f"{page}.json", raw)):
-            with open(name, "wb", buffering=0) as stream:
-                stream.write(content)
+        beside = None if outcomes.read(record) is None else outcomes.sidecar(path).read_bytes()
+        written = {"html": record_page(record, drawn).encode(), "json": raw, "safetensors": beside}
+        for kind, content in written.items():
+            if content is not None:
+                with open(f"{page}.{kind}", "wb", buffering=0) as stream:
+                    stream.write(content)
         read.records.append((path, agree.slim(record)))
     return read
 

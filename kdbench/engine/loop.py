@@ -44,6 +44,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     """
 
     _lean = False
+    _callbacks: tuple[pl.Callback, ...] = ()
 
     @classmethod
     def install(cls, trainer: pl.Trainer) -> None:
@@ -54,16 +55,23 @@ class LeanEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         super().on_run_start(data_fetcher)
         self._lean = _plain(self.trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self._validates_last = self._lean and _validates_last(self.trainer)
+        self._schedules = any(one.interval == "step" for one in self.trainer.lr_scheduler_configs)
         self._moves = self._lean and _moves(self.trainer)
         self._clips = self.trainer.gradient_clip_val or is_overridden(
             "configure_gradient_clipping", self.trainer.lightning_module, pl.LightningModule
         )
-        self._listeners = {hook: _listeners(self.trainer, hook) for hook in HOOKS}
+        if (callbacks := tuple(self.trainer.callbacks)) != self._callbacks:
+            self._callbacks = callbacks
+            self._listeners = {hook: _listeners(self.trainer, hook) for hook in HOOKS}
+        if self._lean and self.trainer.strategy.root_device.type == "cpu":
+            # a step would ask for a GPU's driver each time, 0.1 ms where there is none
+            self.trainer.optimizers[0]._accelerator_graph_capture_health_check = _nothing
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         if self.restarting or not self._lean:
             return super().advance(data_fetcher)
-        trainer, progress = self.trainer, self.batch_progress
+        trainer, progress, results = self.trainer, self.batch_progress, self._results
         module, logs = trainer.lightning_module, trainer._logger_connector
         self.val_loop.restarting = False
         batch, _, _ = next(data_fetcher)
@@ -73,17 +81,28 @@ class LeanEpochLoop(_TrainingEpochLoop):
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
-        logs.on_batch_start(batch)
+        logs._first_loop_iter = logs._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         self._call("on_train_batch_start", batch, number)
         progress.increment_started()
         output = {"loss": self._step(batch, number)}
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._schedules:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", output, batch, number)
-        logs.on_batch_end()
+        if results:
+            logs.on_batch_end()
+        results.batch, results.batch_size = None, None
         progress.increment_completed()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        ends = self.batch_progress.is_last_batch or self.trainer.should_stop or self.trainer.received_sigterm
+        if ends or self._skip_next_val or not self._validates_last:
+            super().on_advance_end(data_fetcher)
+        elif not self._should_accumulate():
+            self._batches_that_stepped += 1
 
     def _step(self, batch: Any, number: int) -> Tensor:
         """Forward, backward and, where enough gradients are gathered, the optimizer's step; the loss."""
@@ -141,6 +160,20 @@ def _plain(trainer: Any) -> bool:
         and len(optimizers) == 1
         and type(optimizers[0]) in WITHOUT_CLOSURE
     )
+
+
+def _validates_last(trainer: Any) -> bool:
+    """Whether an epoch's last batch alone may be followed by a validation, or by a scheduler that waits for one."""
+    return (
+        trainer.val_check_batch == trainer.num_training_batches != float("inf")
+        and trainer.check_val_every_n_epoch is not None
+        and trainer._val_check_time_interval is None
+        and not any(one.reduce_on_plateau for one in trainer.lr_scheduler_configs)
+    )
+
+
+def _nothing() -> None:
+    """Take a check's place."""
 
 
 def _moves(trainer: Any) -> bool:

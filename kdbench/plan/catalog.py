@@ -65,7 +65,7 @@ class MethodInfo:
     controls: bool
     """Whether shuffled or random rows can take its teachers' place: they are frozen, one or several."""
     role: str
-    """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
+    """One of :data:`ROLES`: a control, a bound or a reference stands beside the methods and is none."""
 
     @property
     def serving(self) -> str:

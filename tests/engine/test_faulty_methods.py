@@ -101,6 +101,10 @@ NAMES: dict[str, tuple[Method, str]] = {
         "names a loss term 'task', which the task has too",
     ),
     "number": (Faulty(lambda step: {"kd": 0.5}), "the loss term 'kd' is a float; a scalar tensor is due"),
+    "device": (
+        Faulty(lambda step: {"kd": torch.ones((), device="meta")}),
+        "the loss term 'kd' is on meta, not on cpu; a scalar tensor is due",
+    ),
     "weight of rows": (
         Faulty(weights=lambda step: {"task": torch.ones(2)}),
         r"the weight of 'task' is of shape \[2\]; a scalar tensor is due",
