@@ -47,7 +47,9 @@ def main() -> None:
             for words in COMMANDS:
                 seconds(env, [sys.executable, "-c", CHECK, *words.split()])
                 commands[f"kdbench {words}{crowd}"] = partial(seconds, env, [KDBENCH, *words.split()])
-        samples = alternate({BARE: partial(seconds, environment, [sys.executable, "-c", "pass"]), **commands}, chosen.rounds)
+        samples = alternate(
+            {BARE: partial(seconds, environment, [sys.executable, "-c", "pass"]), **commands}, chosen.rounds
+        )
     report("Commands without torch", [row("wall time", "s", samples, name, BARE) for name in commands], chosen)
 
 

@@ -45,6 +45,7 @@ def listing(pattern: str = "*") -> dict[str, list[dict[str, Any]]]:
         if fnmatch(m.name, wild)
     ]
     if not tasks and not methods:
+        cards.listed().check(pattern)
         _check(pattern)
         raise unknown("task or method", pattern, [*cards.task_paths(), *(m.name for m in catalog.methods())])
     return {"tasks": tasks, "methods": methods}
@@ -54,10 +55,11 @@ def description(name: str) -> dict[str, Any]:
     """One task, method or record file, as plain values."""
     if name in cards.task_paths() or cards.is_path(name):
         return task(name)
+    bare = name.rpartition("/")[2]
+    namesakes = catalog.methods(lambda place: place[2] == bare)
     _check(name)
-    found = [m for m in catalog.methods() if name in (m.name, f"{m.family}/{m.name}")]
-    if found:
-        return {"methods": [method(m) for m in found]}
+    if asked := [m for m in namesakes if name in (m.name, f"{m.family}/{m.name}")]:
+        return {"methods": [method(m) for m in asked]}
     if os.path.isfile(name):
         return {"record": record(Path(name))}
     if name.endswith(".json"):
@@ -66,10 +68,9 @@ def description(name: str) -> dict[str, Any]:
 
 
 def _check(name: str) -> None:
-    """Raise the fault of the task or method of that name, if it has one."""
-    cards.listed().check(name)
+    """Raise the fault of the task or method of that name, if it has one that was read."""
     cards.task_paths().check(name)
-    faulty = catalog.methods_by_place()
+    faulty = catalog.methods_by_place(lambda place: False)
     faulty.check(*(key for key in faulty.faulty if name in (key[2], f"{key[0]}/{key[2]}")))
 
 
@@ -110,7 +111,10 @@ def task(name: str) -> dict[str, Any]:
         "sections": {section: inspect.cleandoc(kind.__doc__ or "") for section, kind in types.items()},
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "defaults_of_methods": {name: dict(values) for name, values in card.methods.items()},
+        "search": card.search,
         "primary": asdict(card.primary) if card.primary else None,
+        "reference": card.reference,
+        "excused": dict(card.excused),
         "reported": [asdict(entry) for entry in card.reported],
     }
 

@@ -17,7 +17,7 @@ from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
 from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
-from kdbench.results import agree, origin, store
+from kdbench.results import agree, outcomes, store
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Record
 from kdbench.results.store import Candidate
@@ -73,13 +73,13 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
     all problems. Raises UsageError for paths without records, and where ``site`` holds something else.
     """
     place.refuse_foreign(site)
-    found = store.files(paths)
-    if not found:
+    candidates = store.files(paths)
+    if not candidates:
         raise UsageError(EMPTY)
-    jobs = jobs or (1 if len(found) <= ALONE else processors())
+    jobs = jobs or (1 if len(candidates) <= ALONE else processors())
     try:
         with place.replaced(site) as folder, without_collection():
-            read = _read(found, folder, jobs)
+            read = _read(candidates, folder, jobs)
             records = [record for _, record in read.records]
             tasks = _write_tasks(records, folder, jobs)
             count = len(records) + len(tasks) + write_overviews(tasks, folder)
@@ -87,27 +87,29 @@ def build(paths: Iterable[Path], site: Path, jobs: int | None = None) -> Report:
             place.seal(folder)
     except _Refused as refused:
         read = refused.read
-        return Report(len(found) - len(read.others), 0, 0, read.faults, read.others, read.unchecked)
+        return Report(len(candidates) - len(read.others), 0, 0, read.faults, read.others, read.unchecked)
     return Report(len(records), len(tasks), count, [], read.others, read.unchecked)
 
 
 def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()) -> list[Fault]:
     """Faults across records: those of ``store.check``, and what would give two records one page."""
     faults = store.check(records, trusted)
-    pages_of: dict[tuple[str, str], tuple[str, Path]] = {}
+    pages_of: dict[tuple[str, str], tuple[Record, Path]] = {}
     for path, record in records:
         page = (record.task, record.config_hash[:16])
-        known, first = pages_of.setdefault(page, (record.config_hash, path))
-        if known != record.config_hash:
+        known, first = pages_of.setdefault(page, (record, path))
+        if known.config_hash != record.config_hash:
             faults.append(Fault(path, "config_hash", f"begins with the same 16 digits as that of {first}"))
+        elif known.protocol != record.protocol:
+            faults.append(Fault(path, "protocol", f"{record.protocol}, but {first} is the same run under another"))
     return faults
 
 
-def _read(found: Sequence[Candidate], folder: Path, jobs: int) -> _Read:
+def _read(candidates: Sequence[Candidate], folder: Path, jobs: int) -> _Read:
     """All records without what only their own pages show, which are written on the way."""
-    chunks = [found[start : start + CHUNK] for start in range(0, len(found), CHUNK)]
+    chunks = [candidates[start : start + CHUNK] for start in range(0, len(candidates), CHUNK)]
     whole = _Read()
-    for part in spread(functools.partial(_read_chunk, folder=folder, drawn=len(found) <= DRAWN), chunks, jobs):
+    for part in spread(functools.partial(_read_chunk, folder=folder, drawn=len(candidates) <= DRAWN), chunks, jobs):
         whole.add(part)
     whole.faults.extend(check(whole.records))
     if whole.faults:
@@ -130,19 +132,21 @@ def _read_chunk(candidates: Sequence[Candidate], folder: Path, drawn: bool) -> _
         except InvalidRecord as error:
             read.faults.extend(Fault(path, *problem) for problem in error.problems)
             continue
-        if wrong := [Fault(path, *problem) for problem in origin.faults(record)]:
+        if wrong := store.faults_of(path, record):
             read.faults.extend(wrong)
             continue
-        if (why := origin.unchecked(record)) is not None:
-            read.unchecked[why] += 1
+        read.unchecked.update(store.unchecked(record))
         place = f"{folder}/record/{safe.task_slug(record.task)}"
         if place not in made:
             os.makedirs(place, exist_ok=True)
             made.add(place)
         page = f"{place}/{record.config_hash[:16]}"
-        for name, content in ((f"{page}.html", record_page(record, drawn).encode()), (f"{page}.json", raw)):
-            with open(name, "wb", buffering=0) as stream:
-                stream.write(content)
+        beside = None if outcomes.read(record) is None else outcomes.sidecar(path).read_bytes()
+        written = {"html": record_page(record, drawn).encode(), "json": raw, "safetensors": beside}
+        for kind, content in written.items():
+            if content is not None:
+                with open(f"{page}.{kind}", "wb", buffering=0) as stream:
+                    stream.write(content)
         read.records.append((path, agree.slim(record)))
     return read
 

@@ -32,34 +32,34 @@ class Block:
 
 def blocks(doc: str) -> tuple[Block, ...]:
     """Paragraphs and items of a docstring: indented ones are equations."""
-    found = []
+    parsed = []
     for part in re.split(r"\n\s*\n", doc.strip("\n")):
         lines = part.split("\n")
         if all(line.startswith("    ") for line in lines if line.strip()):
             indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-            found.append(Block(True, (Piece("\n".join(line[indent:] for line in lines), False),)))
+            parsed.append(Block(True, (Piece("\n".join(line[indent:] for line in lines), False),)))
         else:
             items = re.split(r"\n(?=(?:\d+\.|-) )", part)
-            found += [Block(False, pieces(" ".join(item.split()))) for item in items if item.strip()]
-    return tuple(found)
+            parsed += [Block(False, pieces(" ".join(item.split()))) for item in items if item.strip()]
+    return tuple(parsed)
 
 
 def pieces(text: str) -> tuple[Piece, ...]:
     """Text and code, told apart by backquotes."""
-    found, at = [], 0
+    parts, at = [], 0
     for match in CODE.finditer(text):
-        found += [Piece(text[at : match.start()], False), Piece(match[1] or match[2], True)]
+        parts += [Piece(text[at : match.start()], False), Piece(match[1] or match[2], True)]
         at = match.end()
-    return tuple(piece for piece in (*found, Piece(text[at:], False)) if piece.text)
+    return tuple(piece for piece in (*parts, Piece(text[at:], False)) if piece.text)
 
 
 def differences(doc: str) -> tuple[Block, ...]:
     """The sentences that say where paper, released code and this implementation differ."""
-    found = []
+    matching = []
     for block in blocks(doc):
         if not block.equation:
             plain = re.sub(r"\s+", " ", "".join(f"``{p.text}``" if p.code else p.text for p in block.pieces))
             sentences = re.split(r"(?<=[.])\s+(?=[A-Z`])", plain)
             kept = [sentence for sentence in sentences if DIFFERENCES.search(sentence)]
-            found += [Block(False, pieces(" ".join(kept)))] if kept else []
-    return tuple(found)
+            matching += [Block(False, pieces(" ".join(kept)))] if kept else []
+    return tuple(matching)

@@ -17,7 +17,7 @@ def rows(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]
 
     The first items of each are the given context of its table.
     """
-    found = []
+    exported = []
     for context, table in tables:
         bounded = {
             column.key
@@ -30,23 +30,23 @@ def rows(tables: Iterable[tuple[dict[str, str], Table]]) -> list[dict[str, Any]]
                 row[column.key] = cell.value
                 if column.key in bounded:
                     row |= {f"{column.key}_low": cell.low, f"{column.key}_high": cell.high}
-            found.append(row)
-    return found
+            exported.append(row)
+    return exported
 
 
-def to_csv(found: Sequence[dict[str, Any]]) -> str:
+def to_csv(exported: Sequence[dict[str, Any]]) -> str:
     """Rows as CSV with one header of all their keys; missing values are empty."""
-    keys = list(dict.fromkeys(key for row in found for key in row))
+    keys = list(dict.fromkeys(key for row in exported for key in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(safe.spreadsheet, keys))
-    for row in found:
+    for row in exported:
         values = (row.get(key) for key in keys)
         writer.writerow(safe.spreadsheet(v) if isinstance(v, str) else "" if v is None else v for v in values)
     return out.getvalue()
 
 
-def to_json(found: Sequence[dict[str, Any]]) -> str:
+def to_json(exported: Sequence[dict[str, Any]]) -> str:
     """Rows as a JSON list, one row a line."""
-    lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in found)
-    return f"[\n{lines}\n]\n" if found else "[]\n"
+    lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in exported)
+    return f"[\n{lines}\n]\n" if exported else "[]\n"

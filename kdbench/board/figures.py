@@ -67,7 +67,7 @@ def of_comparison(view: View) -> list[Drawn]:
     one = view.comparison
     rows = _students(one)[:ROWS]
     kinds, factor, score = _Kinds(rows), _factor(one), score_title(one.metric, one.unit)
-    found = []
+    drawn = []
     differences, groups = [], []
     for baseline, deltas in (
         (one.alone, [(row, row.delta_alone, row.p_alone) for row in rows]),
@@ -82,13 +82,13 @@ def of_comparison(view: View) -> list[Drawn]:
                 groups.append(f"minus {safe.name(str(baseline))}")
     if differences:
         svg = plots.intervals(differences, "Paired differences", f"difference of {score}", groups=groups)
-        found.append(Drawn(Markup(svg), "Paired differences over seeds with 95 % intervals; p adjusted by Holm."))
+        drawn.append(Drawn(Markup(svg), "Paired differences over seeds with 95 % intervals; p adjusted by Holm."))
     seeds = [plots.Series(safe.name(r.label), kinds(r), tuple(s * factor for s in r.scores)) for r in rows if r.scores]
     if any(len(series.values) > 1 for series in seeds):
         svg = plots.dots(seeds, "Scores of every seed", score)
-        found.append(Drawn(Markup(svg), "One dot for each seed; the bar is the mean."))
+        drawn.append(Drawn(Markup(svg), "One dot for each seed; the bar is the mean."))
     points = [_point(row, one, kinds, _training(row)) for row in rows]
-    return found + _pareto(points, "training time", "training with all stages, seconds", one)
+    return drawn + _pareto(points, "training time", "training with all stages, seconds", one)
 
 
 def _training(row: Row) -> float | None:
@@ -126,7 +126,7 @@ def of_task(task: Task) -> list[Drawn]:
     first = task.headline.comparison
     views = [view for view in task.views if like(view.comparison) == like(first)]
     kinds = _Kinds([row for view in views for row in _students(view.comparison)])
-    found = []
+    drawn = []
     for key, what, axis in (
         ("latency_ms", "latency", "one forward pass of the student, milliseconds"),
         ("parameters", "parameters", "parameters of the deployed student"),
@@ -136,8 +136,8 @@ def of_task(task: Task) -> list[Drawn]:
             for view in views
             for row in headline_rows(view.comparison)
         ]
-        found += _pareto(points, what, axis, first)
-    return found
+        drawn += _pareto(points, what, axis, first)
+    return drawn
 
 
 def gaps(tasks: Sequence[Task], root: str) -> list[Drawn]:
@@ -192,8 +192,8 @@ def ranks(tasks: Sequence[Task]) -> Ranks:
             scores[task.name] = {method: sign * mean for method, mean in means.items() if mean is not None}
     chosen, names = _shared(scores)
     if len(chosen) < FEWEST or len(names) < FEWEST:
-        told = f"No critical-difference diagram: it needs {FEWEST} tasks that share {FEWEST} methods, "
-        return Ranks([], told + f"and {len(chosen)} of the {len(tasks)} here share {len(names)}.")
+        reason = f"No critical-difference diagram: it needs {FEWEST} tasks that share {FEWEST} methods, "
+        return Ranks([], reason + f"and {len(chosen)} of the {len(tasks)} here share {len(names)}.")
     ranking = critical_difference({name: [scores[task][name] for task in chosen] for name in names})
     test = "" if ranking.p is None else f" (Friedman test of no difference at all: p {p_value(ranking.p)})"
     svg = plots.critical_difference_diagram(
@@ -205,7 +205,7 @@ def ranks(tasks: Sequence[Task]) -> Ranks:
 
 def _shared(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[str]]:
     """The most tasks that share ``alone``, ``kd`` and a third method, and all methods that they share."""
-    both = [task for task, found in scores.items() if {"alone", "kd"} <= found.keys()]
+    both = [task for task, means in scores.items() if {"alone", "kd"} <= means.keys()]
     thirds = sorted({method for task in both for method in scores[task]} - {"alone", "kd"})
     sets = [[task for task in both if method in scores[task]] for method in thirds]
     chosen = max(sets, key=len, default=both)

@@ -63,18 +63,18 @@ def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
 
 def _sentence(tasks: Sequence[Task]) -> str:
     """How many results of ``kd`` and methods differ from ``alone``, and how."""
-    found = [
+    states = [
         cells.delta_cell(row.delta_alone, row.p_alone, comparison).state if row.p_alone is not None else ""
         for comparison, row in _results(tasks)
     ]
-    told = [
-        f"{found.count('better')} better than the student alone",
-        f"{found.count('worse')} worse",
-        f"{found.count('unclear')} not distinguishable",
+    counts = [
+        f"{states.count('better')} better than the student alone",
+        f"{states.count('worse')} worse",
+        f"{states.count('unclear')} not distinguishable",
     ]
-    untested = f", {found.count('')} without a test" if found.count("") else ""
+    untested = f", {states.count('')} without a test" if states.count("") else ""
     how = "paired t tests, Holm within each comparison"
-    return f"Of {len(found)} results of kd and methods: {', '.join(told)}{untested} ({how})."
+    return f"Of {len(states)} results of kd and methods: {', '.join(counts)}{untested} ({how})."
 
 
 def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
@@ -85,7 +85,7 @@ def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
 
 def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
     have, ranks = {task.name for task in tasks}, figures.ranks(tasks)
-    found = [
+    entries = [
         {"name": task.name, "slug": task.slug, "records": task.records, "title": card.title if card else ""}
         for task in tasks
         for card in [installed_card(task.name)]
@@ -104,7 +104,7 @@ def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
         families=families,
         family=family,
         sentence=_sentence(tasks),
-        tasks=found,
+        tasks=entries,
         waiting=[name for name, card in cards.listed().items() if card.family == family and name not in have],
         methods=listed,
         figures=[*figures.gaps(tasks, "../"), *ranks.figures],
@@ -122,7 +122,7 @@ def _methods_of(family: str, tasks: Sequence[Task]) -> list[str]:
 
 def _method(family: str, method: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
     info = installed_method(family, method)
-    told: dict[str, Any] | None = describe.method(info) if info else None
+    described: dict[str, Any] | None = describe.method(info) if info else None
     return pages.page(
         "method.html",
         depth=1,
@@ -130,7 +130,7 @@ def _method(family: str, method: str, tasks: Sequence[Task], families: Sequence[
         families=families,
         family=family,
         method=method,
-        info=told,
+        info=described,
         paper=safe.link(info.paper) if info else None,
         doc=docstrings.blocks(info.doc) if info else (),
         differences=docstrings.differences(info.doc) if info else (),

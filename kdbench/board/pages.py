@@ -46,7 +46,7 @@ def data(value: Any) -> Markup:
 @functools.cache
 def environment() -> Environment:
     """The templates, with their filters."""
-    found = Environment(
+    templates = Environment(
         loader=FileSystemLoader(sources() / "pages"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -55,7 +55,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    found.filters |= {
+    templates.filters |= {
         "name": safe.name,
         "cut": safe.cut,
         "slug": safe.slug,
@@ -64,7 +64,7 @@ def environment() -> Environment:
         "data": data,
         "words": lambda text: str(text).replace("_", " "),
     }
-    return found
+    return templates
 
 
 def page(template: str, depth: int, title: str, families: Sequence[str], **context: Any) -> str:

@@ -87,14 +87,15 @@ def intervals(rows: Sequence[Interval], title: str, axis: str, zero: bool = True
     ends = [end for row in shown for end in (row.low, row.high) if end is not None and drawable(end)]
     domain = _core([*(row.mean for row in shown), *ends], [0.0] if zero else [])
     step = linear(domain, 0, 1).step or 1.0
-    told = [_told(row.mean, row.low, row.high, step / 100) for row in rows]
+    estimates = [_estimate(row.mean, row.low, row.high, step / 100) for row in rows]
     notes = [
-        f"{row.label}: {numbers}{f', {row.note}' if row.note else ''}." for row, numbers in zip(rows, told, strict=True)
+        f"{row.label}: {numbers}{f', {row.note}' if row.note else ''}."
+        for row, numbers in zip(rows, estimates, strict=True)
     ]
     headings = [index for index, group in enumerate(groups) if not index or group != groups[index - 1]]
     table = _Rows(
         [row.label for row in rows],
-        [(numbers, row.note) for row, numbers in zip(rows, told, strict=True)],
+        [(numbers, row.note) for row, numbers in zip(rows, estimates, strict=True)],
         domain,
         headings,
     )
@@ -102,7 +103,7 @@ def intervals(rows: Sequence[Interval], title: str, axis: str, zero: bool = True
     scale = table.axis(canvas, axis)
     if zero:
         canvas.line(scale(0), table.top, scale(0), table.bottom, "zero")
-    for index, (row, numbers, note) in enumerate(zip(rows, told, notes, strict=True)):
+    for index, (row, numbers, note) in enumerate(zip(rows, estimates, notes, strict=True)):
         if index in headings:
             canvas.text(0, table.y[index] - ROW + 4, groups[index], "label", room=WIDE, **{"font-weight": "bold"})
         table.words(canvas, index, row.label, (numbers, row.note), row.href)
@@ -119,18 +120,18 @@ def dots(rows: Sequence[Series], title: str, axis: str) -> str:
     domain = _span([value for values in shown for value in values])
     step = (linear(domain, 0, 1).step or 1.0) / 100
     means = [math.fsum(values) / len(values) if values else None for values in shown]
-    told = [_told(mean, None, None, step) for mean in means]
+    estimates = [_estimate(mean, None, None, step) for mean in means]
     notes = [
         f"{row.label}: mean {numbers} of {', '.join(number(value, step) for value in row.values) or 'no values'}."
-        for row, numbers in zip(rows, told, strict=True)
+        for row, numbers in zip(rows, estimates, strict=True)
     ]
     table = _Rows(
-        [row.label for row in rows], [(text, f"n = {len(v)}") for text, v in zip(told, shown, strict=True)], domain
+        [row.label for row in rows], [(text, f"n = {len(v)}") for text, v in zip(estimates, shown, strict=True)], domain
     )
     canvas = table.canvas(title, notes, False)
     scale = table.axis(canvas, axis)
     for index, (row, values, mean) in enumerate(zip(rows, shown, means, strict=True)):
-        table.words(canvas, index, row.label, (told[index], f"n = {len(values)}"))
+        table.words(canvas, index, row.label, (estimates[index], f"n = {len(values)}"))
         taken: dict[int, int] = {}
         for seed, value in enumerate(row.values):
             if drawable(value):
@@ -161,7 +162,7 @@ def pareto(
     x = (logarithmic(costs or [1.0, 10.0], left, WIDE - PAD)) if log_x else linear(costs, left, WIDE - PAD)
     best = _front(shown, maximise)
     words = [
-        f"{p.label}: {number(p.x)}, {_told(p.y, p.low, p.high, (y.step or 1) / 100)}"
+        f"{p.label}: {number(p.x)}, {_estimate(p.y, p.low, p.high, (y.step or 1) / 100)}"
         + ("." if p in shown else ", not drawn.")
         + (" On the front." if p in best else "")
         for p in points
@@ -184,9 +185,9 @@ def pareto(
             canvas.line(at, low, at, up, f"interval mark-{known(p.kind)}")
         lines.append((at - 1, min(low, up), at + 1, max(low, up)))
         taken.append((at - 6, y(p.y) - 6, at + 6, y(p.y) + 6))
-    told = {p: word for p, word in zip(points, words, strict=True)}
+    tooltips = {p: word for p, word in zip(points, words, strict=True)}
     for p in shown:
-        canvas.mark(x(p.x), y(p.y), p.kind, told[p], p.href)
+        canvas.mark(x(p.x), y(p.y), p.kind, tooltips[p], p.href)
     marks = [(x(p.x), y(p.y)) for p in shown]
     for p in [*best, *[p for p in shown if p not in best][:NAMED]]:
         put_label(canvas, p.label, (x(p.x), y(p.y)), marks, taken, lines, (left + 2, 36, WIDE, high - 50))
@@ -221,7 +222,7 @@ def curves(x: Sequence[float], lines: Sequence[Series], title: str, x_axis: str,
             canvas.path(drawn if len(drawn) > 1 else drawn * 2, f"interval mark-{known(line.kind)}", **style)
             ends.setdefault(line.label, []).append(drawn[-1])
     kinds = {line.label: line.kind for line in lines}
-    wanted = [math.fsum(at for _, at in found) / len(found) for found in ends.values()]
+    wanted = [math.fsum(at for _, at in points) / len(points) for points in ends.values()]
     for label, at in zip(ends, spread(wanted, SIZE + 2, 40, high - 52), strict=True):
         canvas.mark(WIDE - room - 8, at, kinds[label], label, size=0.6)
         canvas.text(WIDE - room, at + 4, label, room=room)
@@ -235,33 +236,33 @@ def critical_difference_diagram(ranks: Mapping[str, float], cd: float, title: st
     Source: Demšar (2006), Journal of Machine Learning Research 7, 1-30, section 3.2.2.
     """
     last = max(2, len(ranks))
-    found = sorted((rank, label) for label, rank in ranks.items() if 1 <= rank <= last)
-    groups = _alike([rank for rank, _ in found], cd)
-    side = (len(found) + 1) // 2
+    ranked = sorted((rank, label) for label, rank in ranks.items() if 1 <= rank <= last)
+    groups = _alike([rank for rank, _ in ranked], cd)
+    side = (len(ranked) + 1) // 2
     start, end, line = WIDE * 0.34, WIDE * 0.66, 64.0
     first_row = line + 18 + 9 * len(groups)
-    words = [f"{label}: mean rank {number(rank, 0.01)}." for rank, label in found]
+    words = [f"{label}: mean rank {number(rank, 0.01)}." for rank, label in ranked]
     words += [f"{label}: not drawn." for label, rank in ranks.items() if not 1 <= rank <= last]
     words.append(f"Critical difference {number(cd, 0.01)}.")
-    words += [f"Not told apart: {', '.join(label for _, label in found[a : b + 1])}." for a, b in groups]
+    words += [f"Not told apart: {', '.join(label for _, label in ranked[a : b + 1])}." for a, b in groups]
     canvas = Canvas((WIDE, first_row + ROW * max(1, side) + 4), title, words, False)
     ticks = tuple(map(float, range(1, last + 1, math.ceil(last / 10))))
     scale = Scale(1.0, float(last), start, end, ticks, 1.0)
     _rank_axis(canvas, scale, line, cd)
     for index, (a, b) in enumerate(groups):
         y = line + 10 + 9 * index
-        canvas.line(scale(found[a][0]) - 4, y, scale(found[b][0]) + 4, y, "interval", **{"stroke-width": "4"})
-    for index, (rank, label) in enumerate(found):
+        canvas.line(scale(ranked[a][0]) - 4, y, scale(ranked[b][0]) + 4, y, "interval", **{"stroke-width": "4"})
+    for index, (rank, label) in enumerate(ranked):
         left = index < side
-        y = first_row + ROW * (index if left else len(found) - 1 - index) + 10
+        y = first_row + ROW * (index if left else len(ranked) - 1 - index) + 10
         x, edge = scale(rank), start - 14 if left else end + 14
         canvas.path([(x, line), (x, y), (edge, y)], "axis")
         tooltip = f"{label}: mean rank {number(rank, 0.01)}"
-        told = number(rank, 0.01)
+        rank_text = number(rank, 0.01)
         canvas.text(
             edge - 4 if left else edge + 4,
             y + 4,
-            f"{cut(plain(label), start - 20 - width(told) - 12)}  {told}",
+            f"{cut(plain(label), start - 20 - width(rank_text) - 12)}  {rank_text}",
             anchor="end" if left else "start",
             tooltip=tooltip,
         )
@@ -325,7 +326,7 @@ class _Rows:
             canvas.text(WIDE, y, numbers[1], "axis", anchor="end", room=self.second)
 
 
-def _told(mean: float | None, low: float | None, high: float | None, step: float) -> str:
+def _estimate(mean: float | None, low: float | None, high: float | None, step: float) -> str:
     if mean is None or not drawable(mean):
         return "–"
     if low is None or high is None:
@@ -393,13 +394,13 @@ def _fit(scale: Scale, values: Sequence[float]) -> Scale:
 
 def _pieces(x: Sequence[float], values: Sequence[float]) -> list[list[tuple[float, float]]]:
     """The runs of places at which both numbers can be drawn."""
-    found: list[list[tuple[float, float]]] = [[]]
+    pieces: list[list[tuple[float, float]]] = [[]]
     for place, value in zip(x, values, strict=True):
         if drawable(place) and drawable(value):
-            found[-1].append((place, value))
-        elif found[-1]:
-            found.append([])
-    return [piece for piece in found if piece]
+            pieces[-1].append((place, value))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 def _course(x: Sequence[float], values: Sequence[float]) -> str:
@@ -407,16 +408,16 @@ def _course(x: Sequence[float], values: Sequence[float]) -> str:
     if not piece:
         return "no values"
     low, high = (edge(value for _, value in piece) for edge in (min, max))
-    told = f"from {number(piece[0][1])} at {number(piece[0][0])} to {number(piece[-1][1])} at {number(piece[-1][0])}"
+    course = f"from {number(piece[0][1])} at {number(piece[0][0])} to {number(piece[-1][1])} at {number(piece[-1][0])}"
     missing = len(values) - len(piece)
-    return f"{told}, between {number(low)} and {number(high)}" + (f", {missing} not drawn" if missing else "")
+    return f"{course}, between {number(low)} and {number(high)}" + (f", {missing} not drawn" if missing else "")
 
 
 def _alike(ranks: Sequence[float], cd: float) -> list[tuple[int, int]]:
     """First and last of each largest run of sorted ranks that lie within less than the critical difference."""
-    found: list[tuple[int, int]] = []
+    groups: list[tuple[int, int]] = []
     for first, rank in enumerate(ranks):
         last = max(index for index in range(first, len(ranks)) if ranks[index] - rank < cd or index == first)
-        if last > first and (not found or last > found[-1][1]):
-            found.append((first, last))
-    return found
+        if last > first and (not groups or last > groups[-1][1]):
+            groups.append((first, last))
+    return groups

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kdbench.board import safe
 from kdbench.board.build import EMPTY, check
 from kdbench.errors import UsageError
-from kdbench.results import origin, store
+from kdbench.results import store
 from kdbench.results.agree import Fault
 from kdbench.results.compare import Comparison, compare
 from kdbench.results.record import Record
@@ -65,7 +65,7 @@ def prepare(paths: Iterable[Path], published: Path) -> Submission:
 
 
 def write(submission: Submission) -> list[Path]:
-    """Write the records to their published places; those places."""
+    """Write the records and their outcomes to their published places; those places."""
     for path, record in submission.places:
         store.write(record, path)
     return [path for path, _ in submission.places]
@@ -86,6 +86,8 @@ def _notes(records: Sequence[tuple[Path, Record]]) -> list[str]:
         "made from sources with changes that no commit holds": sum(bool(record.git.dirty) for _, record in records),
         "made outside a checkout, so from sources that nothing names": sum(r.git.commit is None for _, r in records),
     }
-    told = [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
-    unchecked = Counter(why for _, record in records if (why := origin.unchecked(record)))
-    return told + [f"{count} of {len(records)} records were not resolved: {why}" for why, count in unchecked.items()]
+    notes = [f"{count} of {len(records)} records {what}" for what, count in counted.items() if count]
+    unchecked = Counter(why for _, record in records for why in store.unchecked(record))
+    return notes + [
+        f"{count} of {len(records)} records were not checked in all: {why}" for why, count in unchecked.items()
+    ]

@@ -145,8 +145,8 @@ def logarithmic(values: Iterable[float], start: float, end: float) -> Scale:
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
-    found = list(values) or [0.0, 1.0]
-    return min(found), max(found)
+    listed = list(values) or [0.0, 1.0]
+    return min(listed), max(listed)
 
 
 class Canvas:

@@ -50,8 +50,8 @@ def _data(card: Card, task: Task) -> Any:
 def context(view: View, task: Task) -> dict[str, str]:
     """What the rows of a file say beside the table: whose they are, their metric, and which of its values is best."""
     one = view.comparison
-    told = {"task": task.name, "family": task.family, "scale": one.scale, "comparison": view.id}
-    return {**told, "metric": one.metric or "", "best": {"max": "largest", "min": "smallest"}.get(one.mode or "", "")}
+    place = {"task": task.name, "family": task.family, "scale": one.scale, "comparison": view.id}
+    return {**place, "metric": one.metric or "", "best": {"max": "largest", "min": "smallest"}.get(one.mode or "", "")}
 
 
 def _view(view: View, table: Table) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def _view(view: View, table: Table) -> dict[str, Any]:
         "heading": heading(view),
         "scale": one.scale,
         "generated": one.generated,
+        "audit": view.audit,
         "records": view.records,
         "table": table,
         "sentences": [*render.verdicts(one), *render.footnotes(one)],

@@ -97,15 +97,18 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Curves(pl.Callback):
-    """Collects every logged value at each validation, and the seconds spent; both survive a resume."""
+    """Collects every logged value at each validation, and seconds and optimiser steps; all survive a resume."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {"epoch": []}
-        self.seconds = 0.0
+        self.seconds, self.steps = 0.0, 0
         self._since = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.steps = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         now = time.perf_counter()

@@ -27,7 +27,8 @@ class Classification(DistillationModule):
     def __init__(self, student: nn.Module, optimizer: Optimizer, classes: int) -> None:
         super().__init__(student, optimizer)
         self.metrics = nn.ModuleDict({"val_": counter(classes), "test_": counter(classes)})
-        self._predicted: list[Tensor] = []
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
+        self._outcomes: dict[str, dict[str, Tensor]] = {}
         self._details: dict[str, Any] = {}
 
     def task_terms(self, output: Outputs, targets: Tensor) -> Mapping[str, Tensor]:
@@ -36,20 +37,24 @@ class Classification(DistillationModule):
     def evaluate(self, split: str, output: Outputs, targets: Tensor) -> None:
         predicted = output["logits"].argmax(dim=-1)
         self.metrics[f"{split}_"].update(predicted, targets)  # type: ignore[operator]
-        if split == "test":
-            self._predicted.append(predicted.cpu())
+        self._seen[split].append((predicted, targets))
 
     def results(self, split: str) -> Mapping[str, float | Undefined]:
         matrix = self.metrics[f"{split}_"]
         assert isinstance(matrix, MulticlassConfusionMatrix)
         confusion: list[list[int]] = matrix.compute().tolist()
         matrix.reset()
+        seen, self._seen[split] = self._seen[split], []
         if not any(map(any, confusion)):
             return dict.fromkeys(("accuracy", "macro_f1"), Undefined("it has no examples"))
+        predicted, targets = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        self._outcomes[split] = {"predicted": predicted, "targets": targets}
         if split == "test":
-            predictions, self._predicted = torch.cat(self._predicted), []
-            self._details = {"confusion": confusion, "predictions": encode(predictions)}
+            self._details = {"confusion": confusion, "predictions": encode(predicted)}
         return scores(confusion)
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        return self._outcomes[split]
 
     def details(self) -> dict[str, Any]:
         return self._details

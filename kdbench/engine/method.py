@@ -24,7 +24,8 @@ class Method(Objective, Generic[TaskT]):
     Class attributes beside those of an objective: ``title``, ``paper`` (link), ``teacher`` (lifetime: none, frozen,
     ema, co-trained, several), ``controls`` (true for several teachers that are all frozen and given by
     :meth:`Task.wanted`, so that shuffled or random rows can take their place), ``kinds`` (kinds of task it runs on;
-    empty for all of the family) and ``role`` (control or bound for what is run to judge methods by and is none itself).
+    empty for all of the family) and ``role`` (control, bound or reference for what is run to judge methods by and is
+    none itself).
     ``TaskT`` is the task that it is written for.
     """
 
@@ -33,7 +34,7 @@ class Method(Objective, Generic[TaskT]):
     teacher: ClassVar[Literal["none", "frozen", "ema", "co-trained", "several"]]
     controls: ClassVar[bool] = False
     kinds: ClassVar[tuple[str, ...]] = ()
-    role: ClassVar[Literal["method", "control", "bound"]] = "method"
+    role: ClassVar[Literal["method", "control", "bound", "reference"]] = "method"
 
     def __init__(self, options: Any) -> None:
         self.options = options

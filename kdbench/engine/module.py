@@ -81,6 +81,14 @@ class DistillationModule(pl.LightningModule, ABC):
         """Record fields (``confusion``, ``predictions``) of the last test."""
         return {}
 
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        """What the last :meth:`results` of a split were made of: tensors by name, a row for each example.
+
+        The names are those of :mod:`kdbench.results.outcomes`, ``targets`` among them. Nothing for a kind that keeps
+        nothing: intervals over its runs cover seeds alone.
+        """
+        return {}
+
     def rows(self, feature: Tensor, batch: Any) -> Tensor:
         """The rows of a tapped feature that belong to the batch (all of them by default)."""
         return feature

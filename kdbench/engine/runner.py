@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
+from torch import Tensor
 
 from kdbench.engine import costs
 from kdbench.engine.callbacks import Curves, Progress, Selection, remove_checkpoint, stop_asked
@@ -32,6 +34,7 @@ from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, run_folder
 from kdbench.plan.provenance import Made
+from kdbench.results import outcomes, searches
 from kdbench.results import record as records
 from kdbench.results.finished import finished, set_aside, stale
 
@@ -104,7 +107,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
         earlier = _earlier(config, root, reporter, keep_stale)
         if earlier is not None:
             return Outcome(earlier, folder, reused=True)
-        started = datetime.now(UTC)
+        started, load = datetime.now(UTC), costs.load()
         try:
             check_place(config.trainer)
             with processor_threads(config.trainer.threads):
@@ -114,7 +117,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
             terms = {name: _storable(value) for name, value in error.terms.items()}
             failure = {"reason": str(error), "step": error.step, "terms": terms}
             if is_first(config.trainer.processes):
-                _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started)
+                _write(folder, config, {**session.facts(), "status": "failed", "failure": failure}, started, load)
             raise
         except UsageError:
             if is_first(config.trainer.processes):
@@ -122,7 +125,7 @@ def run(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool = Fa
             raise
         if fields is None:
             return None
-        return Outcome(_write(folder, config, fields, started), folder, reused=False)
+        return Outcome(_write(folder, config, fields, started, load), folder, reused=False)
 
 
 def _earlier(config: RunConfig, root: Path, reporter: Reporter, keep_stale: bool) -> records.Record | None:
@@ -216,9 +219,12 @@ def _locked(folder: Path, reporter: Reporter) -> FileLock | None:
     return lock
 
 
-def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: datetime) -> records.Record:
+def _write(
+    folder: Path, config: RunConfig, fields: dict[str, Any], started: datetime, load: float | None
+) -> records.Record:
     content = {
         "schema_version": records.SCHEMA_VERSION,
+        "protocol": records.PROTOCOL,
         **{name: getattr(config, name) for name in ("family", "task", "scale", "method", "control", "seed", "command")},
         "config": config.to_json(),
         "config_hash": config.hash,
@@ -228,14 +234,21 @@ def _write(folder: Path, config: RunConfig, fields: dict[str, Any], started: dat
         "seeds": {name: axis(config.seed, name) for name in AXES},
         "notes": [],
         "curves": {},
+        "load": None if load is None else {"start": load, "end": costs.load()},
         "started": started,
         "finished": max(started, datetime.now(UTC)),
         **dict.fromkeys(ABSENT),
     }
-    record = records.seal({**content, **fields})
-    write_atomic(folder / "record.json", records.dumps(record))
+    record, path = records.seal({**content, **fields}), folder / "record.json"
+    write_atomic(path, records.dumps(record))
     remove_checkpoint(folder)
-    return record
+    return record.at(path)
+
+
+def _array(values: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor for a file: on the processor, and no number in fewer than 32 bits, which NumPy has not."""
+    narrow = values.is_floating_point() and values.dtype != torch.float64
+    return (values.float() if narrow else values).detach().cpu().numpy()
 
 
 class Session:
@@ -243,6 +256,7 @@ class Session:
 
     def __init__(self, config: RunConfig, root: Path, folder: Path, reporter: Reporter) -> None:
         self.config, self.folder, self.reporter = config, folder, reporter
+        self.search = searches.budget(config)
         self.store = StageStore(root / "stages", reporter.note)
         with collected_digests() as self.read:
             self.task = load_task(config, self.store)
@@ -265,14 +279,17 @@ class Session:
             return None
         module.student.load_state_dict(selection.weights)
         module.to(self.device).eval()
-        val, test = self.evaluate(module, "val"), self.evaluate(module, "test")
+        (val, validated), (test, tested) = (self.evaluate(module, split) for split in ("val", "test"))
         peak = memory.bytes()
         write_atomic(self.folder / "student.safetensors", save(selection.weights))
         chosen = {"metric": selection.metric, "mode": selection.mode, "epoch": selection.epoch}
+        teacher, taught = self.teacher_facts(teachers, module)
         return {
             **self.facts(),
             "status": "done",
-            "teacher": self.teacher_facts(teachers, module),
+            "teacher": teacher,
+            "steps": curves.steps,
+            "outcomes": self.keep({"val": validated, "test": tested, "teacher": taught}),
             "selection": {**chosen, "value": val[selection.metric]},
             "metrics": {"val": val, "test": test},
             **module.details(),
@@ -321,10 +338,20 @@ class Session:
         )
         return selection, curves
 
-    @torch.no_grad()
-    def evaluate(self, module: DistillationModule, split: str) -> dict[str, float]:
-        """The metrics of the student as it stands."""
-        return self.task.score(module, split)
+    def evaluate(self, module: DistillationModule, split: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The metrics of the student as it stands, and what it gave for each example."""
+        return self.task.judged(module, split)
+
+    def keep(self, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any] | None:
+        """Write what was given for each example; what the record says of it, None where no split has any."""
+        arrays = {f"{part}/{name}": _array(value) for part, named in parts.items() for name, value in named.items()}
+        path = outcomes.sidecar(self.folder / "record.json")
+        if not arrays:
+            path.unlink(missing_ok=True)
+            return None
+        data, facts = outcomes.packed(arrays)
+        write_atomic(path, data)
+        return facts
 
     def facts(self) -> dict[str, Any]:
         """Data, hardware and stages: what a failed record says too."""
@@ -334,17 +361,22 @@ class Session:
             "code": {"sha256": digest(self.made.code), "files": self.made.code},
             "data": {**{name: getattr(facts, name) for name in fields}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
+            "search": self.search,
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
             "reports": {stage.name: _report(stage.info) for stage in stages},
         }
 
-    def teacher_facts(self, teachers: dict[str, Teacher], module: DistillationModule) -> dict[str, Any] | None:
-        """The record's account of the teacher; None without one."""
+    def teacher_facts(
+        self, teachers: dict[str, Teacher], module: DistillationModule
+    ) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+        """The record's account of the teacher, and its outcomes for the test examples; None and nothing without one."""
         hashes = sorted(teacher.sha256 for teacher in teachers.values())
         if not hashes:
-            return None
+            return None, {}
         sha256 = hashes[0] if len(hashes) == 1 else digest(hashes)
-        return {**self.method.teacher_facts(self.task, module), "sha256": sha256}
+        facts = {**self.method.teacher_facts(self.task, module), "sha256": sha256}
+        taught = facts.pop("outcomes", {})
+        return facts, taught
 
     def costs(self, module: DistillationModule) -> dict[str, Any]:
         """Costs of the deployed student and of what was trained with it."""

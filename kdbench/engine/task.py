@@ -117,7 +117,10 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
 
     @abstractmethod
     def teacher_facts(self) -> dict[str, Any]:
-        """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``."""
+        """The teacher for the record: ``kind``, ``description``, ``metrics`` of val and test, ``predictions``.
+
+        ``outcomes``, where the kind keeps any, are a module's (:meth:`DistillationModule.outcomes`) for the test.
+        """
 
     @property
     def logits_shape(self) -> tuple[int, ...] | None:
@@ -229,17 +232,38 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         order = shuffled(self.facts.groups, seed) if control == "shuffled_teacher" else None
         return CachedTeacher(cache, self.rows_of, cache.key.teacher, order)
 
-    @torch.no_grad()
-    def score(self, module: DistillationModule, split: str) -> dict[str, float]:
-        """The metrics of the module's network as it stands; the only place where the test loader is made.
+    def items_of(self, split: str, batch: Any) -> Tensor:
+        """Row numbers of a batch of a split in the whole data set, whatever the split: int64 ``[b]``."""
+        return self.rows_of(batch)
 
-        Raises :class:`UndefinedMetricError` where the module's ``headline`` has no value.
+    def clusters(self, batch: Any) -> Tensor | None:
+        """What an example of a validation or test batch shares with others, a number int64 ``[b]``, the same in all
+        runs; None where they are independent."""
+        return None
+
+    def score(self, module: DistillationModule, split: str) -> dict[str, float]:
+        """The metrics of the module's network as it stands."""
+        return self.judged(module, split)[0]
+
+    @torch.no_grad()
+    def judged(self, module: DistillationModule, split: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """The metrics of the module's network as it stands, and what it gave for each example, with ``items``.
+
+        The only place where the test loader is made. Raises :class:`UndefinedMetricError` where the module's
+        ``headline`` has no value.
         """
         module.eval()
-        data = self.data()
+        data, items, clusters = self.data(), list[Tensor](), list[Tensor | None]()
         for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
+            items.append(self.items_of(split, batch))
+            clusters.append(self.clusters(batch))
             module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
-        return module.scores(split)
+        scores, outcomes = module.scores(split), dict(module.outcomes(split))
+        if outcomes:
+            outcomes["items"] = torch.cat(items)
+            if shared := [numbers for numbers in clusters if numbers is not None]:
+                outcomes["clusters"] = torch.cat(shared)
+        return scores, outcomes
 
     def selection(self) -> Selection:
         """Keeps the weights that are deployed: the best or the last by the card's metric."""
@@ -260,9 +284,13 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         data: pl.LightningDataModule | None = None,
         code: Sequence[str] = (),
     ) -> Stage:
-        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+
+        Arms share it, so that no arm's searched options count: see :attr:`RunConfig.shared`.
+        """
+        optimizer, taken = self.config.shared.optimizer, lambda: data or self.data()
         return self.distilled(
-            name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data(), code=code
+            name, network, Objective, inputs, epochs, seed, data=taken, optimizer=optimizer, code=code
         )
 
     def distilled(

@@ -24,6 +24,10 @@ from kdbench.results import record as records
 FLOAT32 = 2.0**-23
 """The relative distance of neighbouring float32 numbers."""
 
+PARTS = (("data", "sha256"), ("data", "split_sha256"), ("teacher", "sha256"))
+OUTCOMES = (("outcomes", "labels_sha256"), ("outcomes", "sha256"))
+"""Digests by which two records of one run are compared."""
+
 Consent = Callable[[Sequence[str]], None]
 """Is told what a record brings, and raises where that may not be used."""
 
@@ -38,11 +42,11 @@ def reproduce(path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
 def rerun(old: records.Record, path: Path, runs: Path, consent: Consent) -> dict[str, Any]:
     """Whether the run of the record at ``path`` gives the same numbers again; ``consent`` is asked before it starts.
 
-    ``differences`` lists metrics, predictions, data and teacher that differ, ``environment`` versions and hardware that
-    do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under ``runs`` where that
-    exists), so nothing is taken over from earlier runs or stages, and with the record's number of threads. Numbers are
-    compared exactly: on the same kind of machine with the same versions a run is repeated bit for bit. Only the scores
-    of records of schema version 1 are compared as the float32 means that they are.
+    ``differences`` lists metrics, predictions, outcomes, data and teacher that differ, ``environment`` versions and
+    hardware that do; ``match`` says that ``differences`` is empty. The run happens in a folder of its own (under
+    ``runs`` where that exists), so nothing is taken over from earlier runs or stages, and with the record's number of
+    threads. Numbers are compared exactly: on the same kind of machine with the same versions a run is repeated bit for
+    bit. Only the scores of records of schema version 1 are compared as the float32 means that they are.
     """
     if old.status != "done":
         raise UsageError(f"{path} is the record of a failed run; there are no numbers to repeat.")
@@ -83,14 +87,16 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
 
     Any text that is not one of an option's own choices may name a file, or what a hub is asked for.
     """
-    told, cores = [], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    unusual, cores = [], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.trainer.processes > 1:
-        told.append(f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes")
+        unusual.append(
+            f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes"
+        )
     if old.hardware.threads > cores:
-        told.append(f"{old.hardware.threads} threads, on {cores} cores")
+        unusual.append(f"{old.hardware.threads} threads, on {cores} cores")
     if config.card:
-        told.append(f"task={config.card}: a card, and the data that it describes")
-    told += [f"the module '{module}': code of a network" for module in modules(config.student, config.teacher)]
+        unusual.append(f"task={config.card}: a card, and the data that it describes")
+    unusual += [f"the module '{module}': code of a network" for module in modules(config.student, config.teacher)]
     chosen = {name: getattr(config, name) for name in ("method", "scale", "control", "seed")} | {"task": config.asked}
     usual = resolve(chosen)
     for section in ("hyperparameters", *SECTIONS):
@@ -99,8 +105,8 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
             value = getattr(own, name)
             if _free(kind) and value != getattr(default, name) and value is not None:
                 place = "method" if section == "hyperparameters" else section
-                told.append(f"{place}.{name}={word(value)}: a file, or a download")
-    return told
+                unusual.append(f"{place}.{name}={word(value)}: a file, or a download")
+    return unusual
 
 
 def _free(kind: Any) -> bool:
@@ -116,26 +122,26 @@ def _same(before: float, after: float | None, version: int) -> bool:
 
 
 def _numbers(old: records.Record, new: records.Record) -> list[str]:
-    told = []
+    differences = []
     for split in ("val", "test"):
         before, after = ({} if side.metrics is None else getattr(side.metrics, split) for side in (old, new))
         differing = (k for k in before if not _same(before[k], after.get(k), old.schema_version))
-        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
+        differences += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
     if old.predictions != new.predictions:
         changed = sum(a != b for a, b in zip(old.predictions or "", new.predictions or "", strict=False))
-        told.append(f"predictions: {changed} differ")
-    for part, key in (("data", "sha256"), ("data", "split_sha256"), ("teacher", "sha256")):
+        differences.append(f"predictions: {changed} differ")
+    for part, key in (*PARTS, *(OUTCOMES if old.outcomes else ())):
         before, after = (getattr(getattr(side, part), key, None) for side in (old, new))
-        told += [f"{part}.{key}: {before} -> {after}"] if before != after else []
-    return told
+        differences += [f"{part}.{key}: {before} -> {after}"] if before != after else []
+    return differences
 
 
 def _environment(old: records.Record, new: records.Record) -> list[str]:
-    told = []
+    differences = []
     for name in sorted(old.versions.keys() | new.versions.keys()):
         before, after = old.versions.get(name, "absent"), new.versions.get(name, "absent")
-        told += [f"{name} {before} -> {after}"] if before != after else []
+        differences += [f"{name} {before} -> {after}"] if before != after else []
     for name in ("cpu", "threads", "accelerator"):
         before, after = getattr(old.hardware, name), getattr(new.hardware, name)
-        told += [f"{name}: {before} -> {after}"] if before != after else []
-    return told + (changes(old.code.files, new.code.files) if old.code and new.code else [])
+        differences += [f"{name}: {before} -> {after}"] if before != after else []
+    return differences + (changes(old.code.files, new.code.files) if old.code and new.code else [])

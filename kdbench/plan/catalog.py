@@ -31,7 +31,7 @@ from kdbench.errors import CardError, KdbenchError, shown, unknown
 from kdbench.plan.collected import Collected
 
 PACKAGE = Path(__file__).parent.parent
-ROLES = ("method", "control", "bound")
+ROLES = ("method", "control", "bound", "reference")
 Place = tuple[str | None, str | None, str]
 """Family, kind and name of a method; None for every family, and for every kind or those that its class names."""
 LIFETIMES = ("none", "frozen", "ema", "co-trained", "several")
@@ -65,7 +65,7 @@ class MethodInfo:
     controls: bool
     """Whether shuffled or random rows can take its teachers' place: they are frozen, one or several."""
     role: str
-    """One of :data:`ROLES`: a control or a bound stands beside the methods and is none."""
+    """One of :data:`ROLES`: a control, a bound or a reference stands beside the methods and is none."""
 
     @property
     def serving(self) -> str:
@@ -76,6 +76,9 @@ class MethodInfo:
     def serves(self, family: str, kind: str) -> bool:
         """Whether the method runs on tasks of this family and kind."""
         return self.family in (None, family) and (not self.kinds or kind in self.kinds)
+
+
+Reader = Callable[[], MethodInfo | None]
 
 
 @functools.cache
@@ -139,33 +142,49 @@ def in_words(error: Exception) -> str:
 
 
 @functools.cache
-def methods_by_place() -> Collected[Place, MethodInfo]:
-    """What every method file says, by its place; a place that two have is neither's."""
-    by_place: Collected[Place, MethodInfo] = Collected()
+def _shelf() -> tuple[tuple[Place, ...], dict[Place, list[Reader]], Collected[Place, MethodInfo]]:
+    """Every place of a method in order, the readers of those that are still to be read, and what was read."""
+    unread: dict[Place, list[Reader]] = {}
     for place, read in _method_sources():
-        with by_place.reading(place):
-            by_place.check(place)
-            info = read()
-            if info is not None and by_place.setdefault(place, info) is not info:
-                earlier, who = by_place.pop(place), " ".join(filter(None, place[:2])) or "every family"
-                raise CardError(f"{info.path}:1: method '{place[2]}' of {who} is also defined in {earlier.path}.")
+        unread.setdefault(place, []).append(read)
+    return tuple(unread), unread, Collected()
+
+
+def methods_by_place(wanted: Callable[[Place], bool] = lambda place: True) -> Collected[Place, MethodInfo]:
+    """What the method files say that were read so far, those at ``wanted`` places among them, by place.
+
+    Each file is read once, and only when it may be asked for: with many methods, reading all is what takes time. A
+    place that two have is neither's.
+    """
+    _, unread, by_place = _shelf()
+    for place in [place for place in unread if wanted(place)]:
+        for read in unread.pop(place):
+            with by_place.reading(place):
+                by_place.check(place)
+                info = read()
+                if info is not None and by_place.setdefault(place, info) is not info:
+                    earlier, who = by_place.pop(place), " ".join(filter(None, place[:2])) or "every family"
+                    raise CardError(f"{info.path}:1: method '{place[2]}' of {who} is also defined in {earlier.path}.")
     return by_place
 
 
-def methods() -> tuple[MethodInfo, ...]:
-    """What every method file says that can be read."""
-    return tuple(methods_by_place().values())
+def methods(wanted: Callable[[Place], bool] = lambda place: True) -> tuple[MethodInfo, ...]:
+    """What every method file says that is at a ``wanted`` place and can be read."""
+    by_place = methods_by_place(wanted)
+    return tuple(by_place[place] for place in _shelf()[0] if place in by_place and wanted(place))
 
 
 def offered_methods(family: str, kind: str) -> dict[str, MethodInfo]:
     """The methods that run on this family and kind of task, by name."""
-    return {info.name: info for info in methods() if info.serves(family, kind)}
+    near = methods(lambda place: place[0] in (None, family) and place[1] in (None, kind))
+    return {info.name: info for info in near if info.serves(family, kind)}
 
 
 def offers(name: str, family: str, kind: str) -> bool:
     """Whether this family and kind of task has a method. Raises :class:`CardError` when its file cannot be read."""
-    methods_by_place().check((family, kind, name), (family, None, name), (None, None, name))
-    return name in offered_methods(family, kind)
+    offered = offered_methods(family, kind)
+    _shelf()[2].check((family, kind, name), (family, None, name), (None, None, name))
+    return name in offered
 
 
 def method(name: str, family: str, kind: str) -> MethodInfo:
@@ -184,7 +203,7 @@ def installed_method(family: str, name: str) -> MethodInfo | None:
     return by_family.get(family, by_family.get(None))
 
 
-def _method_sources() -> Iterator[tuple[Place, Callable[[], MethodInfo | None]]]:
+def _method_sources() -> Iterator[tuple[Place, Reader]]:
     """Place and reader of every method there may be."""
     for path in sorted((PACKAGE / "methods").glob("*.py")):
         yield (None, None, path.stem), partial(read_method, path, None, f"kdbench.methods.{path.stem}")

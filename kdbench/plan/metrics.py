@@ -18,6 +18,11 @@ from kdbench.plan.catalog import families, kind_module, kinds
 Mode = Literal["min", "max"]
 PERCENT = "%"
 
+_VALUES = "kdbench.results.pseudovalues"
+ACCURACY, MACRO_F1, AUC, CASE_MEAN = (f"{_VALUES}:{name}" for name in ("accuracy", "macro_f1", "auc", "case_mean"))
+AP, MEAN_AP = (f"{_VALUES}:{name}" for name in ("average_precision", "mean_average_precision"))
+"""What several kinds give as :attr:`Metric.by_item`."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -25,6 +30,9 @@ class Metric:
 
     ``low`` and ``high`` bound its values, None where nothing does. A score of unit ``%`` is a share, which people are
     shown in percent, and its differences in points; any other unit is that of the values themselves.
+
+    ``by_item`` (``module:function``) names what gives the value of each test example, of which the score is the mean,
+    from a run's per-item outcomes: see :mod:`kdbench.results.pseudovalues`. Without one, intervals cover seeds alone.
     """
 
     name: str
@@ -33,6 +41,7 @@ class Metric:
     high: float | None = None
     unit: str = ""
     doc: str = ""
+    by_item: str = ""
 
     def holds(self, value: float) -> bool:
         """Whether a value is within the range."""
@@ -46,9 +55,9 @@ class Metric:
         return f"at most {self.high:g}" if self.low is None else f"within {self.low:g} and {self.high:g}"
 
 
-def share(name: str, doc: str = "") -> Metric:
+def share(name: str, doc: str = "", by_item: str = "") -> Metric:
     """A metric in [0, 1] that is shown in percent; larger is better."""
-    return Metric(name, "max", 0, 1, PERCENT, doc)
+    return Metric(name, "max", 0, 1, PERCENT, doc, by_item)
 
 
 @dataclass(frozen=True)
@@ -58,14 +67,14 @@ class Undefined:
     why: str
 
 
-def defined(found: Mapping[str, float | Undefined], headline: str | None, split: str) -> dict[str, float]:
+def defined(scores: Mapping[str, float | Undefined], headline: str | None, split: str) -> dict[str, float]:
     """The scores that have a value. Raises :class:`UndefinedMetricError` where the ``headline`` metric has none.
 
     A score that is not finite has none. Whether a metric is defined may depend on a split's labels, but on nothing that
     changes in training: a metric has a value at every validation, or at none.
     """
     values, missing = {}, {}
-    for name, value in found.items():
+    for name, value in scores.items():
         if isinstance(value, Undefined):
             missing[name] = value.why
         elif not math.isfinite(value):
@@ -101,10 +110,10 @@ def of_kind(family: str, kind: str) -> Sequence[Metric]:
 def named(family: str, kind: str, name: str) -> Metric:
     """A metric that a card names. Raises :class:`UsageError` for one that its kind of task does not have."""
     declared = of_kind(family, kind)
-    found = _named(declared, name)
-    if found is None:
+    metric = _named(declared, name)
+    if metric is None:
         raise unknown(f"metric of {kind.replace('_', ' ')}", name, [metric.name for metric in declared])
-    return found
+    return metric
 
 
 @functools.cache
@@ -113,13 +122,13 @@ def lookup(family: str, name: str) -> Metric | None:
     if family not in families():
         return None
     every = (_named(of_kind(family, kind), name) for kind in kinds(family))
-    return next((found for found in every if found), None)
+    return next((metric for metric in every if metric), None)
 
 
 def unit(family: str, name: str | None) -> str:
     """The unit in which people are shown a metric's values; empty where it has none or is not known."""
-    found = lookup(family, name) if name is not None else None
-    return found.unit if found else ""
+    metric = lookup(family, name) if name is not None else None
+    return metric.unit if metric else ""
 
 
 def _named(metrics: Sequence[Metric], name: str) -> Metric | None:

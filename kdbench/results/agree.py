@@ -42,23 +42,24 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
     """Faults that only show across records: a run given twice, and records that differ where they must agree.
 
     Among records that must agree, those that differ from the commonest value (the first, if several are) are at fault;
-    where some are at ``trusted`` paths, it is the commonest of theirs.
+    where some are at ``trusted`` paths, it is the commonest of theirs. Runs of two protocols need not agree.
     """
     faults: list[Fault] = []
-    runs: dict[str, Path] = {}
+    runs: dict[tuple[str, int], Path] = {}
     said: dict[tuple[str, tuple[object, ...]], object] = {}
     disputed: dict[tuple[str, tuple[object, ...]], list[tuple[Path, object]]] = {}
     for path, record in records:
-        first = runs.setdefault(record.config_hash, path)
+        first = runs.setdefault((record.config_hash, record.protocol), path)
         if first != path:
             faults.append(Fault(path, "config_hash", f"the same run as {first}"))
         for field, about, value in claims(record):
+            about = (record.protocol, *about)
             if said.setdefault((field, about), value) != value:
                 disputed[field, about] = []
     for path, record in records if disputed else ():
         for field, about, value in claims(record):
-            if (field, about) in disputed:
-                disputed[field, about].append((path, value))
+            if (field, (record.protocol, *about)) in disputed:
+                disputed[field, (record.protocol, *about)].append((path, value))
     for (field, _), values in disputed.items():
         judges = [(path, value) for path, value in values if path in trusted] or values
         ((common, _),) = Counter(value for _, value in judges).most_common(1)
@@ -93,7 +94,9 @@ def claims(record: Record) -> Iterator[Claim]:
         yield Claim("costs.parameters", group, record.costs.parameters)
         if record.costs.flops is not None:
             counter = (record.hardware.accelerator, record.versions.get("torch"))
-            yield Claim("costs.flops", (record.group, *counter), record.costs.flops)
+            yield Claim(
+                "costs.flops", (record.group, record.seed, *counter), record.costs.flops
+            )  # a batch of its split
 
 
 def _arm(record: Record, teacher: str) -> Iterator[Claim]:
@@ -125,6 +128,9 @@ def _of_data(record: Record, data: Data) -> Iterator[Claim]:
     pair, split = (record.group, record.seed), (data.sha256, data.split_sha256)
     for key in ("name", "licence", "generated"):
         yield Claim(f"data.{key}", (record.group,), getattr(data, key))
+    if record.outcomes:
+        labels = record.outcomes.labels_sha256
+        yield Claim("outcomes.labels_sha256", (record.group, *split), labels)
     yield Claim("data.sha256", pair, data.sha256)
     yield Claim("data.split_sha256", pair, data.split_sha256)
     for part in ("train", "val", "test"):
@@ -135,8 +141,8 @@ def _of_data(record: Record, data: Data) -> Iterator[Claim]:
         wrong = data.sizes.test * (1 - record.metrics.test.get("accuracy", 1.0))
         others = len(record.predictions) - max(map(record.predictions.count, set(record.predictions)))
         if min(wrong, others) >= RICH:
-            told = f"of split {data.split_sha256[:16]}"
-            yield Claim("predictions", (record.task, record.predictions), told)
+            of_split = f"of split {data.split_sha256[:16]}"
+            yield Claim("predictions", (record.task, record.predictions), of_split)
 
 
 def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim]:
@@ -159,11 +165,12 @@ def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim
 
 def slim(record: Record) -> Record:
     """What comparisons and :func:`claims` need of a record: a third of it to send and to keep."""
-    config = {name: record.config[name] for name in ("method", "student", "teacher")}
+    config = {name: record.config[name] for name in ("method", "student", "teacher", "optimizer")}
     chosen = f"val/{record.selection.metric}" if record.selection else ""
-    course = {name: record.curves[name] for name in ("epoch", "train/loss", chosen) if name in record.curves}
+    judged = {name: record.curves[name] for name in ("epoch", chosen) if name in record.curves}
+    ends = {name: values[:1] + values[1:][-1:] for name, values in record.curves.items() if name == "train/loss"}
     less: dict[str, Any] = {
-        "curves": {name: values[:1] + values[1:][-1:] for name, values in course.items()},
+        "curves": {**judged, **ends},
         "confusion": None if record.confusion is None else [[sum(row)] for row in record.confusion],
         "versions": {"torch": record.versions["torch"]} if "torch" in record.versions else {},
     }

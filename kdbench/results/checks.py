@@ -83,8 +83,8 @@ def _range_faults(record: Content) -> Iterator[Fault]:
     """Scores and directions that contradict what the family, where it is installed, declares of its metrics."""
     taught = record.teacher.metrics if record.teacher else None
     for loc, given in ((("metrics",), record.metrics), (("teacher", "metrics"), taught)):
-        for split, found in (("val", given.val), ("test", given.test)) if given else ():
-            for name, value in found.items():
+        for split, by_metric in (("val", given.val), ("test", given.test)) if given else ():
+            for name, value in by_metric.items():
                 if (metric := lookup(record.family, name)) and not metric.holds(value):
                     yield (*loc, split, name), f"{value:g} is not {metric.range}"
     chosen = record.selection
@@ -163,8 +163,8 @@ def _curve_faults(record: Content) -> Iterator[Fault]:
     for metric, value in metrics.val.items():
         curve = record.curves.get(f"val/{metric}", [])
         if len(curve) == len(epochs) and not _repeats(record, metric, value, curve[at]):
-            told = f"{value:.6f}, but curve 'val/{metric}' has {curve[at]:.6f} at epoch {chosen.epoch}"
-            yield ("metrics", "val", metric), told
+            message = f"{value:.6f}, but curve 'val/{metric}' has {curve[at]:.6f} at epoch {chosen.epoch}"
+            yield ("metrics", "val", metric), message
 
 
 def _repeats(record: Content, metric: str, value: float, curve: float) -> bool:

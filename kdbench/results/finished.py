@@ -6,9 +6,11 @@ import functools
 import os
 from pathlib import Path
 
+from kdbench.errors import DataError
 from kdbench.hashing import file_digest
 from kdbench.plan.config import RunConfig, run_folder
 from kdbench.plan.provenance import Made, changes, code_of, here
+from kdbench.results import outcomes
 from kdbench.results.record import Record, loads
 
 
@@ -20,8 +22,12 @@ def finished(root: Path, config: RunConfig) -> Record | None:
 
 
 def set_aside(folder: Path) -> None:
-    """Keep a run's record under a name that is no record's."""
-    os.replace(folder / "record.json", folder / "record.json.stale")
+    """Keep a run's record and its outcomes under names that are no record's."""
+    path = folder / "record.json"
+    os.replace(path, folder / "record.json.stale")
+    beside = outcomes.sidecar(path)
+    if beside.exists():
+        os.replace(beside, folder / f"{beside.name}.stale")
 
 
 def stale(record: Record, config: RunConfig, folder: Path) -> list[str]:
@@ -31,21 +37,26 @@ def stale(record: Record, config: RunConfig, folder: Path) -> list[str]:
     """
     if record.code is None:
         return ["the code that made it is not known"]
-    told = changes(record.code.files, code_of(config))
+    reasons = changes(record.code.files, code_of(config))
+    try:
+        if record.outcomes is not None and outcomes.read(record) is None:
+            reasons.append("the file of its per-item outcomes is gone")
+    except DataError as error:
+        reasons.append(str(error).rstrip("."))
     asked, ran = config.trainer, record.hardware
     on_gpu = ran.accelerator not in (None, "none")
     if asked.accelerator != "auto" and (asked.accelerator == "gpu") != on_gpu:
-        told.append(f"it ran on {ran.accelerator if on_gpu else 'the processor'}")
+        reasons.append(f"it ran on {ran.accelerator if on_gpu else 'the processor'}")
     if not on_gpu and ran.threads != asked.threads:
-        told.append(f"it was computed with {ran.threads} threads")
+        reasons.append(f"it was computed with {ran.threads} threads")
     made = Made.load(folder)
     if made is None:
-        return [*told, "which files it read is not known"]
+        return [*reasons, "which files it read is not known"]
     for name, digest in made.inputs.items():
         path = here(name)
         if path.is_file() and _digest_of(path, path.stat().st_mtime_ns, path.stat().st_size) != digest:
-            told.append(f"{path} changed")
-    return told
+            reasons.append(f"{path} changed")
+    return reasons
 
 
 @functools.lru_cache(maxsize=100_000)

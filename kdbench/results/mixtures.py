@@ -23,6 +23,9 @@ TRAITS = (
     Trait("processor", lambda run: run.hardware.cpu, ROUNDING),
     Trait("accelerator", lambda run: run.hardware.accelerator or "none", ROUNDING),
     Trait("threads", lambda run: str(run.hardware.threads), ROUNDING),
+    Trait(
+        "commit", lambda run: run.git.commit and run.git.commit[:10], "what their numbers depend on is compared as code"
+    ),
     Trait("data", lambda run: run.data.sha256[:16] if run.data else None, "the data is part of their differences"),
 )
 
@@ -47,14 +50,14 @@ def mixtures(arms: Iterable[Mapping[int, Record]]) -> tuple[Mixture, ...]:
     for arm in arms:
         for seed, run in arm.items():
             runs[seed].append(run)
-    found = []
+    by_trait = []
     for trait in TRAITS:
         values = {seed: {value for run in runs[seed] if (value := trait.of(run)) is not None} for seed in sorted(runs)}
         mixed = {seed: known for seed, known in values.items() if len(known) > 1}
         if mixed:
-            told = sorted(set.union(*mixed.values()))
-            found.append(Mixture(trait.name, tuple(told), tuple(mixed), trait.otherwise))
-    return (*found, *_programs([run for arm in arms for run in arm.values()]))
+            distinct = sorted(set.union(*mixed.values()))
+            by_trait.append(Mixture(trait.name, tuple(distinct), tuple(mixed), trait.otherwise))
+    return (*by_trait, *_programs([run for arm in arms for run in arm.values()]))
 
 
 def _programs(runs: Sequence[Record]) -> Iterator[Mixture]:

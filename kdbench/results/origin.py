@@ -90,15 +90,15 @@ def _config_faults(record: Record) -> Iterator[Problem]:
     known = record.method in _methods(record.task)
     stand_in = {"method": {"name": "alone"}, "teacher": None, "control": "none"}  # shares all but what makes its arm
     config: dict[str, Any] = record.config if known else {**record.config, **stand_in}
-    found = _resolved(hashing.canonical_json({key: value for key, value in config.items() if key != "seed"}))
-    if isinstance(found, Problem):
-        yield found
+    resolved = _resolved(hashing.canonical_json({key: value for key, value in config.items() if key != "seed"}))
+    if isinstance(resolved, Problem):
+        yield resolved
         return
-    run = replace(found, seed=record.seed)
+    run = replace(resolved, seed=record.seed)
     if run.hash != record.config_hash if known else group_of(run.to_json()) != record.group:
         right = {key: value for key, value in run.to_json().items() if known or key not in ARM_KEYS}
-        told = [Problem(f"config.{key}", text) for key, text in _differing(config, right)]
-        yield from told or [Problem("config_hash", f"this version resolves the configuration to {run.hash[:16]}")]
+        problems = [Problem(f"config.{key}", text) for key, text in _differing(config, right)]
+        yield from problems or [Problem("config_hash", f"this version resolves the configuration to {run.hash[:16]}")]
 
 
 def _differing(said: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -143,11 +143,11 @@ def _command_faults(record: Record) -> Iterator[Problem]:
         yield Problem("command", "is not 'kdbench run …'")
         return
     seeds = [int(match[1]) for word in words if (match := _ONE_SEED.fullmatch(word))]
-    found = _run_of(tuple(word for word in words[2:] if not _ONE_SEED.fullmatch(word)), len(seeds))
-    if isinstance(found, Problem):
-        yield found
+    resolved = _run_of(tuple(word for word in words[2:] if not _ONE_SEED.fullmatch(word)), len(seeds))
+    if isinstance(resolved, Problem):
+        yield resolved
         return
-    run = replace(found, seed=seeds[0]) if seeds else found
+    run = replace(resolved, seed=seeds[0]) if seeds else resolved
     if run.hash != record.config_hash:
         other = ", ".join(name for name, _ in _differing(record.config, run.to_json()))
         yield Problem("command", f"is of another run; it differs in {other or 'what it resolves to'}")

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -30,12 +31,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from kdbench import hashing
 from kdbench.errors import KdbenchError
 from kdbench.plan.options import identity
+from kdbench.plan.search import SECTIONS
 from kdbench.results import checks
 from kdbench.results.checks import Fault, Loc
 
-SCHEMA_VERSION = 3
-ADDED = {"code": 2, "reports": 3}
+SCHEMA_VERSION = 4
+ADDED = {"code": 2, "reports": 3, "protocol": 4, "steps": 4, "load": 4, "outcomes": 4, "search": 4}
 """Fields that older schemas lack, with the version that brought them."""
+OPTIONAL = ("load", "outcomes", "search")
+"""Those of them that may be null in a finished run."""
+PROTOCOL = 2
+"""The protocol of runs made now. 1: budgets, splits and intervals as they were before there were references."""
 CONFIG_KEYS = ("task", "scale", "method", "control", "seed", "data", "student", "teacher", "optimizer", "trainer")
 ARM_KEYS = frozenset({"method", "control", "seed", "teacher"})
 
@@ -147,12 +153,35 @@ class Code(_Part):
 class Hardware(_Part):
     """The machine the run was made on."""
 
-    cpu: str = Field(description="processor model")
+    cpu: str = Field(description="processor: its name, from schema 4 on with family, model and stepping")
     cores: int = Field(description="processor cores the run could use", ge=1)
     threads: int = Field(description="threads the run computed with", ge=1)
     memory_bytes: Count = Field(description="main memory, bytes")
     accelerator: str | None = Field(description="accelerator model, null for none")
     os: str = Field(description="operating system and version")
+
+
+class Load(_Part):
+    """How busy the machine was: the mean number of processes that ran or waited in the minute before."""
+
+    start: Seconds = Field(description="load average when the run began")
+    end: Seconds = Field(description="load average when it ended")
+
+
+class Outcomes(_Part):
+    """The file of per-item outcomes beside the record: see kdbench.results.outcomes."""
+
+    sha256: Hex = Field(description="SHA-256 of the file")
+    bytes: Count = Field(description="size of the file, bytes")
+    labels_sha256: Hex = Field(description="SHA-256 of the test items and their labels")
+
+
+class Search(_Part):
+    """The validation search that chose the arm's options."""
+
+    points: int = Field(description="settings that were tried", ge=1)
+    seeds: list[int] = Field(description="seeds that each was tried with")
+    sha256: Hex = Field(description="SHA-256 of the search's log")
 
 
 class Sizes(_Part):
@@ -208,7 +237,7 @@ class Report(_Part):
 
 
 class Selection(_Part):
-    """Which epoch's weights were kept, chosen on validation data only."""
+    """Which epoch's weights were kept, chosen on validation data only. The curves tell the training terms then."""
 
     metric: str = Field(description="validation metric that chose the epoch")
     mode: Literal["min", "max"] = Field(description="whether the metric's smallest or largest value is best")
@@ -240,6 +269,9 @@ class Content(_Part):
     """All of a record but its digest. ``data``, ``costs``, ``metrics``, ``selection`` are null only in failed runs."""
 
     schema_version: int = Field(description="version of this schema", ge=1, le=SCHEMA_VERSION)
+    protocol: int = Field(
+        default=1, description="version of the protocol, 1 up to schema 3; runs of two are never compared", ge=1
+    )
     status: Literal["done", "failed"] = Field(description="whether the run finished")
     family: str = Field(description="family of tasks and methods")
     task: str = Field(description="task card")
@@ -252,11 +284,14 @@ class Content(_Part):
     command: str = Field(description="one line that reproduces the run", pattern=r"^[^\r\n]+$")
     config: Config = Field(description="resolved configuration; keys: " + ", ".join(CONFIG_KEYS))
     config_hash: Hex = Field(description="SHA-256 of the configuration less what changes no number; names the run")
-    group: Hex = Field(description="SHA-256 of the configuration without " + ", ".join(sorted(ARM_KEYS)))
+    group: Hex = Field(
+        description="SHA-256 of the configuration without " + ", ".join(sorted(ARM_KEYS)) + ", searched options"
+    )
     versions: dict[str, str] = Field(description="package versions")
     git: Git = Field(description="source of the run")
     code: Code | None = Field(default=None, description="code of the run; null where it is not known (schema 1)")
     hardware: Hardware = Field(description="machine of the run")
+    load: Load | None = Field(default=None, description="how busy the machine was; null where it is not known")
     data: Data | None = Field(description="data and split")
     teacher: Teacher | None = Field(description="teacher; null exactly when config.teacher is")
     stages: list[Stage] = Field(description="stages in order")
@@ -264,10 +299,17 @@ class Content(_Part):
         default=None, description="what each stage reported, by its name; null where it is not known (schema 1, 2)"
     )
     seeds: dict[str, int] = Field(description="seed of each named axis, drawn from seed")
+    steps: Count | None = Field(
+        default=None, description="optimiser steps of the student's fit; null where not known (schema 1 to 3)"
+    )
+    search: Search | None = Field(default=None, description="search that chose the options; null for none")
     selection: Selection | None = Field(description="model selection")
     metrics: Metrics | None = Field(description="scores of the selected weights")
     confusion: Confusion | None = Field(description="test confusion matrix; rows: true class, columns: predicted class")
     predictions: Predictions | None = Field(description="test predictions in split order, one base-36 digit each")
+    outcomes: Outcomes | None = Field(
+        default=None, description="per-item outcomes, in a file of their own; null for none"
+    )
     costs: Costs | None = Field(description="costs of training and of deploying")
     curves: dict[str, list[float]] = Field(
         description="values by epoch, all as long as the curve 'epoch'; may be empty"
@@ -291,6 +333,20 @@ class Record(Content):
     """A run's record. Two records with one digest are the same document."""
 
     digest: Hex = Field(description="SHA-256 of the canonical JSON of all other fields")
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was read from; None for one that was read from text alone."""
+        return self._path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and vars(self) == vars(other)  # wherever they lie
+
+    def at(self, path: Path) -> Self:
+        """The same record, as that of a file."""
+        self._path = path
+        return self
 
     def _faults(self) -> Iterator[Fault]:
         yield from super()._faults()
@@ -307,9 +363,20 @@ def _body(record: Content) -> dict[str, Any]:
 def group_of(config: Mapping[str, JsonValue]) -> str:
     """What makes two runs comparable as arms: the digest of a configuration without method, control, seed, teacher.
 
-    Options that change no number do not count either.
+    Options that change no number do not count either, nor those that each arm searched for itself.
     """
-    return hashing.digest({key: value for key, value in identity(config).items() if key not in ARM_KEYS})
+    kept = {key: value for key, value in identity(config).items() if key not in ARM_KEYS}
+    for name in searched(config):
+        section, _, option = name.partition(".")
+        if isinstance(options := kept.get(section), dict):
+            kept[section] = {key: value for key, value in options.items() if key != option}
+    return hashing.digest(kept)
+
+
+def searched(config: Mapping[str, JsonValue]) -> list[str]:
+    """The options ``section.option`` that each arm searched for itself."""
+    given = config.get("search")
+    return list(given) if isinstance(given, dict) else []
 
 
 def _identity_faults(record: Content) -> Iterator[Fault]:
@@ -321,6 +388,9 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
         yield ("method",), "'teacher' is the name of the teacher's row in every table"
     elif method["name"] != record.method:
         yield ("method",), f"'{record.method}', but config.method.name is {method['name']!r}"
+    for name in searched(config):
+        if name.partition(".")[0] not in SECTIONS:
+            yield ("config", "search", name), "is no option that arms may differ in"
     for key in ("task", "scale", "control", "seed"):
         own, given = getattr(record, key), config.get(key)
         if key in config and (type(given) is not type(own) or given != own):
@@ -328,9 +398,12 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
     if record.config_hash != hashing.digest(identity(config)):
         yield ("config_hash",), "is not the digest of config"
     for name, version in ADDED.items():
-        if version > record.schema_version and getattr(record, name) is not None:
+        absent = getattr(record, name) == Content.model_fields[name].default
+        if version > record.schema_version and not absent:
             yield (name,), f"is no field of schema {record.schema_version}"
-        elif version <= record.schema_version and record.status == "done" and getattr(record, name) is None:
+        elif version > record.schema_version or name in OPTIONAL:
+            continue
+        elif absent and (record.status == "done" or name == "protocol"):
             yield (name,), f"required from schema {version} on"
     if record.code and record.code.sha256 != hashing.digest(record.code.files):
         yield ("code", "sha256"), "is not the digest of code.files"
@@ -376,9 +449,9 @@ def _parsed(text: str | bytes) -> tuple[object, list[str]]:
 
     def pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal doubled
-        found = dict(pairs)
-        if len(found) == len(pairs):
-            return found
+        members = dict(pairs)
+        if len(members) == len(pairs):
+            return members
         doubled = True
         keys = [key for key, _ in pairs]
         return {key: _TWICE if keys.count(key) > 1 else value for key, value in pairs}
@@ -411,7 +484,8 @@ def loads(text: str | bytes, where: Path | str) -> Record:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         reason = f"written by a newer kdbench (schema {version}; this one reads up to {SCHEMA_VERSION}): upgrade"
         raise InvalidRecord(where, [Problem("schema_version", reason)])
-    return _validated(Record, raw, where)
+    record = _validated(Record, raw, where)
+    return record.at(where) if isinstance(where, Path) else record
 
 
 def json_schema() -> str:

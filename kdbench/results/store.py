@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from kdbench import hashing
 from kdbench.errors import UsageError
-from kdbench.results import agree, origin
+from kdbench.results import agree, origin, outcomes
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Problem, Record, dumps, loads
 
@@ -45,7 +45,7 @@ class Report(NamedTuple):
     """The outcome of ``validate``: how many records hold, and everything that is wrong with the others.
 
     ``read`` counts the files that are records or pose as such, ``others`` are JSON files that do not. ``unchecked``
-    tells why the configuration of how many records could not be checked.
+    tells what of how many records could not be checked, and why.
     """
 
     valid: int
@@ -61,13 +61,13 @@ def files(paths: Iterable[Path]) -> list[Candidate]:
     A folder that holds ``record.json`` is a run's; what else lies there is a record only if it poses as one, and hides
     nothing. Raises UsageError for a missing path, and for a folder that cannot be read.
     """
-    found: dict[Path, Candidate] = {}
+    candidates: dict[Path, Candidate] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(f"No such file or folder: {path}")
         below = sorted(_below(path)) if path.is_dir() else [Candidate(path, must=True, beside=False)]
-        found.update((one.path, one) for one in below)
-    return list(found.values())
+        candidates.update((one.path, one) for one in below)
+    return list(candidates.values())
 
 
 def _below(root: Path) -> Iterator[Candidate]:
@@ -123,10 +123,23 @@ def load(candidates: Iterable[Candidate]) -> Loaded:
         except InvalidRecord as error:
             loaded.faults.extend(Fault(candidate.path, *problem) for problem in error.problems)
         else:
-            wrong = [Fault(candidate.path, *problem) for problem in origin.faults(record)]
+            wrong = faults_of(candidate.path, record)
             loaded.faults.extend(wrong)
             loaded.records.extend([] if wrong else [(candidate.path, record)])  # none that is false judges others
     return loaded
+
+
+def faults_of(path: Path, record: Record) -> list[Fault]:
+    """What a record says that its outcomes, or what is installed here, contradict."""
+    return [Fault(path, *problem) for problem in (*origin.faults(record), *outcomes.faults(record))]
+
+
+def unchecked(record: Record) -> Iterator[str]:
+    """What of a record could not be checked, and why."""
+    if (why := origin.unchecked(record)) is not None:
+        yield why
+    if outcomes.lacking(record):
+        yield "the file of their outcomes is not beside them, so that intervals cover seeds alone"
 
 
 def read(paths: Iterable[Path]) -> list[Record]:
@@ -141,7 +154,15 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record so that ``path`` never holds half of one."""
+    """Write a record, after the outcomes that lie beside it, so that ``path`` never holds half of one or one without.
+
+    Raises :class:`DataError` for outcomes that are not those that were written.
+    """
+    beside = outcomes.sidecar(path)
+    if outcomes.read(record) is not None and record.path is not None:
+        hashing.write_atomic(beside, outcomes.sidecar(record.path).read_bytes())
+    else:
+        beside.unlink(missing_ok=True)
     hashing.write_atomic(path, dumps(record))
 
 
@@ -152,9 +173,9 @@ def check(records: Sequence[tuple[Path, Record]], trusted: Collection[Path] = ()
 
 def validate(paths: Iterable[Path]) -> Report:
     """Check every record alone and all together. Never raises for a bad record; UsageError for a missing path."""
-    found = files(paths)
-    loaded = load(found)
+    candidates = files(paths)
+    loaded = load(candidates)
     faults = [*loaded.faults, *check(loaded.records)]
-    read = len(found) - len(loaded.others)
-    unchecked = Counter(why for _, record in loaded.records if (why := origin.unchecked(record)))
-    return Report(read - len({fault.path for fault in faults}), faults, read, loaded.others, unchecked)
+    read = len(candidates) - len(loaded.others)
+    open_questions = Counter(why for _, record in loaded.records for why in unchecked(record))
+    return Report(read - len({fault.path for fault in faults}), faults, read, loaded.others, open_questions)

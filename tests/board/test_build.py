@@ -156,7 +156,7 @@ def test_json_that_is_no_record_is_told(records: Path, tmp_path: Path, capsys: p
     assert cli.entry(words) == 0
     said = capsys.readouterr()
     assert said.out.startswith("12 records of 1 tasks") and f"note: {records / 'notes.json'} is no record" in said.err
-    assert "12 configurations could not be checked: task 'imagined' is not installed here" in said.err
+    assert "12 records could not be checked in all: task 'imagined' is not installed here" in said.err
     assert cli.entry([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["others"] == [str(records / "notes.json")] and sum(told["unchecked"].values()) == 12

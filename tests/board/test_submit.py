@@ -117,7 +117,7 @@ def test_what_a_reviewer_will_ask_is_told(failed: Make, tmp_path: Path) -> None:
     assert [note.split(" records ")[1] for note in found.notes] == [
         "of failed runs; they are shown as failed",
         "made from sources with changes that no commit holds",
-        "were not resolved: task 'imagined' is not installed here",
+        "were not checked in all: task 'imagined' is not installed here",
     ]
 
 

@@ -21,7 +21,7 @@ from kdbench.results import record as records
 
 COMMANDS = [
     *("run", "list", "show", "compare", "validate", "reproduce", "data", "doctor"),
-    *("sweep", "status", "retry", "cancel", "check", "collect", "logs", "leaderboard"),
+    *("sweep", "status", "retry", "cancel", "check", "collect", "logs", "leaderboard", "reference", "audit"),
 ]
 SHORT = ["task=gnn", "method=lingugkd", "trainer.max_epochs=2"]
 DIVERGING = ["optimizer.name=sgd", "optimizer.lr=1e30"]
@@ -263,6 +263,22 @@ def test_validate_counts_and_names_the_wrong_field(say: Callable[..., Said], fin
     assert told["valid"] == 0 and "metrics.test.accuracy" in [problem["field"] for problem in told["problems"]]
 
 
+def test_an_audit_names_what_is_unsound(say: Callable[..., Said], finished: Path) -> None:
+    code, out, err = say("audit", finished)
+    assert (code, err) == (1, "") and out.startswith("unsound  gnn: tiny")
+    assert "alone: the task's card names no reference" in out
+    assert out.endswith("1 comparisons: 0 sound, 0 excused, 1 unsound\n")
+    (one,) = json.loads(say("audit", finished, "--json").out)
+    assert one["state"] == "unsound" and {"check", "arm", "holds", "why", "excuse"} == one["verdicts"][0].keys()
+    assert say("audit", finished / "nothing").code == 2
+    assert say("audit", "gnn").err.startswith("Error: ")
+
+
+def test_a_card_without_a_reference_has_none_to_run(say: Callable[..., Said]) -> None:
+    code, _, err = say("reference", "gnn")
+    assert code == 2 and "names no reference" in err
+
+
 def test_show_prints_a_record(say: Callable[..., Said], finished: Path) -> None:
     path = of(finished, "lingugkd")
     assert json.loads(say("show", path).out)["method"] == "lingugkd"
@@ -316,7 +332,7 @@ def test_scores_that_were_float32_sums_are_compared_as_such(
 
     def rounded(content: dict[str, Any]) -> None:
         content["schema_version"] = 1
-        for newer in ("code", "reports"):
+        for newer in records.ADDED:
             content.pop(newer, None)
         for scores in content["metrics"].values():
             scores.update({name: float(np.float32(value)) for name, value in scores.items()})

@@ -21,7 +21,7 @@ from kdbench.plan import cards, catalog
 from kdbench.plan.cards import section_types
 from kdbench.plan.config import RunConfig, resolve
 from kdbench.plan.datasets import dataset
-from kdbench.results import store
+from kdbench.results import outcomes, store
 
 EPOCHS = 3
 SHORT = (("student", "width", 16), ("student", "source_epochs", 8), ("teacher", "epochs", 4))
@@ -208,9 +208,25 @@ def test_the_record_validates_and_every_term_is_logged(pair: Pair) -> None:
     curves = pair.baseline.record.curves
     trained = load_method(pair.config()).epochs(EPOCHS)
     assert curves["epoch"] == list(range(trained)) and ("train/loss" in curves) == (trained > 0)
+    assert pair.baseline.record.steps is not None and (pair.baseline.record.steps > 0) == (trained > 0)
     weighted = {name.removeprefix("train/weight of ") for name in curves if "weight of" in name}
     assert all(f"train/{name}" in curves for name in weighted)
     assert torch.isfinite(torch.tensor(list(curves.values()))).all()
+
+
+def test_the_outcomes_give_the_scores(pair: Pair) -> None:
+    """Of val and test, and so the intervals of the task's own metric cover its examples."""
+    record = pair.baseline.record
+    arrays = outcomes.read(record)
+    assert arrays is not None and record.outcomes and record.metrics and record.data
+    for split in ("val", "test"):
+        stated = getattr(record.metrics, split)
+        given = {name: outcomes.contributions(record.family, name, arrays, split) for name in stated}
+        means = {name: float(one.values.mean()) for name, one in given.items() if one is not None}
+        assert means == pytest.approx({name: stated[name] for name in means}, abs=1e-6)
+        assert pair.config().metric in means
+        assert len(arrays[f"{split}/items"]) == getattr(record.data.sizes, split)
+    assert not set(arrays["val/items"].tolist()) & set(arrays["test/items"].tolist())
 
 
 def test_the_same_seed_gives_the_same_bits(pair: Pair, tmp_path: Path) -> None:
@@ -219,6 +235,7 @@ def test_the_same_seed_gives_the_same_bits(pair: Pair, tmp_path: Path) -> None:
     assert not any(stage.reused for stage in again.record.stages)
     assert first.record.metrics == again.record.metrics
     assert first.record.predictions == again.record.predictions and first.record.curves == again.record.curves
+    assert first.record.outcomes == again.record.outcomes and first.record.steps == again.record.steps
     assert same(*(load_file(o.folder / "student.safetensors") for o in (first, again)))
 
 
@@ -243,6 +260,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(pair: Pair) -> None:
     assert second.epochs == [2, 3], "it goes on after the last checkpoint, that of epoch 1"
     assert resumed is not None and resumed.record.metrics == pair.baseline.record.metrics
     assert resumed.record.curves == pair.baseline.record.curves
+    assert (
+        resumed.record.outcomes == pair.baseline.record.outcomes and resumed.record.steps == pair.baseline.record.steps
+    )
     assert not (resumed.folder / "last.ckpt").exists()
 
 

@@ -188,11 +188,11 @@ def test_a_faulty_method_file_is_named_with_its_line(tmp_path: Path, old: str, n
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """What was found is forgotten before and after."""
-    found = (catalog.methods_by_place, cards.task_paths, cards.installed, cards.listed)
-    for one in found:
+    caches = (catalog._shelf, cards.task_paths, cards.installed, cards.listed)
+    for one in caches:
         one.cache_clear()
     yield
-    for one in found:
+    for one in caches:
         one.cache_clear()
 
 
@@ -214,7 +214,7 @@ def test_a_name_that_two_methods_have_is_neithers(
     assert capsys.readouterr().err.startswith(f"Left out: {said}")
     with pytest.raises(CardError, match=said):
         catalog.method("mine", "graph", "node_classification")
-    catalog.methods_by_place.cache_clear()
+    catalog._shelf.cache_clear()
     monkeypatch.setattr(catalog, "_method_sources", sources(("graph", first), ("ner", second)))
     assert [info.family for info in catalog.methods()] == ["graph", "ner"]
 

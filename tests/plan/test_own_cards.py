@@ -33,6 +33,7 @@ datasets:
 methods:
   mirage: {theta: [3, 4]}
 primary: {scale: small, student: {name: gin}, metric: auc, settings: [data.batch_size=16]}
+excused: {teacher: a teacher of equal size, kd.converged: as published}
 scales:
   tiny:
     dataset: motifs
@@ -102,6 +103,8 @@ def test_it_is_shown(mine: Path) -> None:
     assert told["data"]["name"] == "rings" and told["data_of_scales"]["tiny"]["name"] == "motifs"
     assert told["defaults_of_methods"] == {"mirage": {"theta": [3, 4]}}
     assert told["primary"]["student"] == {"name": "gin"} and told["primary"]["settings"] == ("data.batch_size=16",)
+    assert told["reference"] is None
+    assert told["excused"] == {"teacher": "a teacher of equal size", "kd.converged": "as published"}
 
 
 def test_reproducing_asks_before_it_uses_a_card(mine: Path) -> None:
@@ -147,6 +150,9 @@ def test_a_file_of_no_use_as_a_card_is_named(mine: Path, name: str, said: str) -
         ("metric: auc, s", "metric: acu, s", "primary", "Did you mean 'auc'?"),
         ("[data.batch_size=16]", "[dat.batch_size=16]", "primary", "Did you mean 'data'?"),
         ("[data.batch_size=16]", "[data.batch_size=0]", "primary", "should be greater than 0"),
+        ("scales:\n", "reference: mirage\nscales:\n", "reference", "Unknown reference for graph graph classification"),
+        ("kd.converged:", "kd.convergd:", "excused", "Unknown check 'convergd'. Did you mean 'converged'?"),
+        ("as published}", "''}", "excused", "an excuse is said in words"),
     ],
 )
 def test_a_faulty_card_is_named_with_its_line(mine: Path, old: str, new: str, at: str, said: str) -> None:

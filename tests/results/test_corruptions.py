@@ -12,7 +12,7 @@ import pytest
 from kdbench import hashing
 from kdbench.axes import axis
 from kdbench.results import checks, store
-from kdbench.results.record import InvalidRecord, Record, dumps, group_of, loads, seal
+from kdbench.results.record import SCHEMA_VERSION, InvalidRecord, Record, dumps, group_of, loads, seal
 
 Body = dict[str, Any]
 
@@ -246,7 +246,9 @@ def test_damaged_text_is_refused(
 
 def test_newer_schema_asks_for_an_upgrade(make: Callable[..., Record]) -> None:
     text = dumps(make()).replace('"schema_version": 1', '"schema_version": 7, "novelty": 1')
-    with pytest.raises(InvalidRecord, match=r"newer kdbench \(schema 7; this one reads up to 3\): upgrade") as caught:
+    with pytest.raises(
+        InvalidRecord, match=rf"newer kdbench \(schema 7; this one reads up to {SCHEMA_VERSION}\): upgrade"
+    ) as caught:
         loads(text, "here.json")
     assert len(caught.value.problems) == 1
 

@@ -242,17 +242,19 @@ def losses(
     """
     from mmengine.structures import InstanceData
 
-    def told(sample: Any, one: Truth, labels: Tensor) -> Any:
+    def labelled(sample: Any, one: Truth, labels: Tensor) -> Any:
         copied = sample.new(metainfo=sample.metainfo)
         copied.gt_instances = InstanceData(bboxes=one.boxes, labels=labels)
         return copied
 
     pairs = list(zip(samples, truth, strict=True))
-    objects = [told(sample, one, torch.zeros_like(one.labels)) for sample, one in pairs]
+    objects = [labelled(sample, one, torch.zeros_like(one.labels)) for sample, one in pairs]
     rpn, proposals = network.rpn_head.loss_and_predict(
         tuple(features), objects, proposal_cfg=network.train_cfg.rpn_proposal
     )
-    roi = network.roi_head.loss(tuple(features), proposals, [told(sample, one, one.labels) for sample, one in pairs])
+    roi = network.roi_head.loss(
+        tuple(features), proposals, [labelled(sample, one, one.labels) for sample, one in pairs]
+    )
     values = (rpn["loss_rpn_cls"], rpn["loss_rpn_bbox"], roi["loss_cls"], roi["loss_bbox"])
     return {name: _sum(value) for name, value in zip(LOSSES, values, strict=True)}
 
@@ -264,8 +266,8 @@ def _sum(value: Tensor | Sequence[Tensor]) -> Tensor:
 def classify(network: Any, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the RoI head says of regions ``[n, 5]`` (image, box): logits ``[n, C+1]``, deltas ``[n, 4C]``, and the
     spatial mean of the region's feature ``[n, d]``."""
-    told = network.roi_head._bbox_forward(tuple(features), rois)
-    return told["cls_score"], told["bbox_pred"], told["bbox_feats"].mean(dim=(2, 3))
+    outputs = network.roi_head._bbox_forward(tuple(features), rois)
+    return outputs["cls_score"], outputs["bbox_pred"], outputs["bbox_feats"].mean(dim=(2, 3))
 
 
 def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
@@ -281,7 +283,7 @@ def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
     metas = [description.metainfo for description in samples(images, sizes)]
     objectness = network.rpn_head(maps)
     proposed = network.rpn_head.predict_by_feat(*objectness, batch_img_metas=metas, rescale=False)
-    regions = [found.bboxes for found in proposed]
+    regions = [one.bboxes for one in proposed]
     rois = as_rois(regions)
     counts = [len(boxes) for boxes in regions]
     classified = classify(network, maps, rois)
@@ -290,9 +292,9 @@ def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
             raise KdbenchError(f"The detector's {name} head says NaN or infinity: weights or images are not finite.")
     said = [torch.split(part, counts) for part in (rois, *classified)]
     head, settings = network.roi_head.bbox_head, network.roi_head.test_cfg
-    found = head.predict_by_feat(*said[:3], batch_img_metas=metas, rcnn_test_cfg=settings, rescale=False)
+    detections = head.predict_by_feat(*said[:3], batch_img_metas=metas, rcnn_test_cfg=settings, rescale=False)
     return {
-        **{name: _padded([getattr(one, mine) for one in found]) for name, mine in DETECTED.items()},
+        **{name: _padded([getattr(one, mine) for one in detections]) for name, mine in DETECTED.items()},
         "proposals": _padded(regions),
         "proposed": torch.tensor(counts, device=images.device),
         **{name: _padded(part) for name, part in zip(("logits", "deltas", "features"), said[1:], strict=True)},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
-from kdbench.plan.metrics import share
+from kdbench.plan.metrics import AP, MEAN_AP, share
 from kdbench.plan.options import LATER
 from kdbench.plan.own import OrOwn
 
@@ -144,11 +144,11 @@ READERS = {"shapes": Shapes, "coco": COCO, "voc": VOC}
 SECTIONS = {"data": AdaptationData, "student": Detector, "teacher": MeanTeacher}
 
 _BOXES = (
-    share("map50", "average precision at IoU 0.5, averaged over the classes with a true box"),
+    share("map50", "average precision at IoU 0.5, averaged over the classes with a true box", MEAN_AP),
     share("map", "average precision, averaged over IoU 0.5, 0.55, … 0.95 and those classes"),
     share("ar100", "recall of at most 100 boxes an image, averaged over IoU and those classes"),
-    share("ap50_*", "average precision of one class at IoU 0.5"),
+    share("ap50_*", "average precision of one class at IoU 0.5", AP),
     share("ar100_*", "average recall of one class"),
 )
 
-METRICS = (*_BOXES, *(replace(m, name=f"student_{m.name}", doc=f"{m.doc}; raw student") for m in _BOXES))
+METRICS = (*_BOXES, *(replace(m, name=f"student_{m.name}", doc=f"{m.doc}; raw student", by_item="") for m in _BOXES))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from kdbench.engine.module import DistillationModule
 from kdbench.engine.stages import Stage, StageStore
 from kdbench.engine.task import DataFacts, Task
 from kdbench.engine.teachers import FrozenTeacher, Outputs
-from kdbench.families.detection.domain_adaptation import domains, views
+from kdbench.families.detection.domain_adaptation import domains, matching, views
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, collate, loaders
 from kdbench.families.detection.domain_adaptation.networks import Truth
@@ -42,6 +43,7 @@ class AdaptiveDetection(DistillationModule):
         super().__init__(student, optimizer)
         self.classes, self.flips = tuple(classes), flips
         self.metrics = nn.ModuleDict({"val_": _precision(), "test_": _precision()})
+        self._judged: dict[str, tuple[list[Tensor], ...]] = {}
 
     def predict(self, batch: Batch) -> Outputs:
         return models.predict(self.student, batch.images, batch.sizes)
@@ -64,14 +66,20 @@ class AdaptiveDetection(DistillationModule):
     def evaluate(self, split: str, output: Outputs, targets: Sequence[Truth]) -> None:
         keys = ("boxes", "scores", "labels")
         rows = [dict(zip(keys, row, strict=True)) for row in zip(*(output[key] for key in keys), strict=True)]
-        found = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
-        self._metric(split).update(found, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
+        detections = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
+        self._metric(split).update(detections, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
 
     def results(self, split: str) -> dict[str, float | Undefined]:
         metric = self._metric(split)
         values = metric.compute()
+        lists = ("detection_box", "detection_scores", "detection_labels", "groundtruth_box", "groundtruth_labels")
+        self._judged[split] = tuple(list(getattr(metric, name)) for name in lists)
         metric.reset()
         return scores(values, self.classes)
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        boxes, scores, labels, real, kinds = self._judged[split]
+        return matching.outcomes((boxes, scores, labels), (real, kinds), self.classes, models.DETECTIONS)
 
     def _metric(self, split: str) -> MeanAveragePrecision:
         metric = self.metrics[f"{split}_"]
@@ -81,7 +89,10 @@ class AdaptiveDetection(DistillationModule):
 
 def _precision() -> MeanAveragePrecision:
     metric = MeanAveragePrecision(
-        max_detection_thresholds=[1, 10, models.DETECTIONS], extended_summary=True, sync_on_compute=False
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),  # COCO's; torchmetrics rounds them to float32
+        max_detection_thresholds=[1, 10, models.DETECTIONS],
+        extended_summary=True,
+        sync_on_compute=False,
     )
     metric.warn_on_many_detections = False
     return metric
@@ -95,14 +106,14 @@ def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float
     """
     means = {"map50": float(values["map_50"]), "map": float(values["map"]), "ar100": float(values["mar_100"])}
     nothing = Undefined(f"no image has a box of {', '.join(classes)}")
-    told = {name: nothing if value < 0 else value for name, value in means.items()}
+    named = {name: nothing if value < 0 else value for name, value in means.items()}
     for place, number in enumerate(values["classes"].flatten().tolist()):
         precision = values["precision"][0, :, place, 0, -1]  # [recall thresholds] at IoU 0.5, all sizes
         recall = values["recall"][:, place, 0, -1]  # [IoU thresholds]
         if (precision > -1).any():
-            told[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
-            told[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
-    return told
+            named[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
+            named[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
+    return named
 
 
 def batch_losses(network: Any, images: Tensor, sizes: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
@@ -123,11 +134,11 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
 
     @cached_property
     def facts(self) -> DataFacts:
-        told, info = self.domains, dataset(self.config.dataset)
-        sizes = {"train": len(told.target_train), "val": len(told.target_val), "test": len(told.target_test)}
+        pair, info = self.domains, dataset(self.config.dataset)
+        sizes = {"train": len(pair.target_train), "val": len(pair.target_val), "test": len(pair.target_test)}
         groups = torch.zeros(sizes["train"], dtype=torch.int64)
-        sha256 = (told.sha256, told.split_sha256)
-        return DataFacts(told.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
+        sha256 = (pair.sha256, pair.split_sha256)
+        return DataFacts(pair.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
 
     def balance(self) -> dict[str, dict[str, int]]:
         """True boxes; those of the target's training images are hidden."""
@@ -141,15 +152,15 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
         }
 
     def data(self) -> Loaders:
-        told = self.domains
+        pair = self.domains
         return loaders(
-            told.target_train, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed
+            pair.target_train, pair.target_val, pair.target_test, self.config.data.batch_size, self.config.seed
         )
 
     def labelled(self) -> Loaders:
         """The same loaders with the target's training labels: for the oracle alone."""
-        told, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
-        return loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
+        pair, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
+        return loaders(labelled, pair.target_val, pair.target_test, self.config.data.batch_size, self.config.seed)
 
     def foundation(self) -> Sequence[Stage]:
         return [SourceTask(self.config, self.store).stage()]
@@ -181,6 +192,14 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
     def rows_of(self, batch: Batch) -> Tensor:
         return batch.rows
 
+    def items_of(self, split: str, batch: Batch) -> Tensor:
+        """Places among the names of all target images in order."""
+        here = self.domains
+        parts = {"val": here.target_val.images, "test": here.target_test.images}
+        every = {name for images in (here.target_train, *parts.values()) for name in images.names}
+        place = {name: row for row, name in enumerate(sorted(every))}
+        return torch.tensor([place[parts[split].names[row]] for row in batch.rows.tolist()])
+
     def steps(self) -> int:
         """Optimiser steps of an epoch; its last batches make one even if they are fewer than are accumulated."""
         trainer = self.config.trainer
@@ -209,18 +228,18 @@ class SourceTask(AdaptationTask):
     selects: ClassVar[Literal["best", "last"]] = "best"
 
     def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
-        own = config.student
+        own = config.shared.student
         optimizer = Optimizer(own.source_optimizer, own.source_lr, weight_decay=1e-4, schedule="cosine")
         trainer = replace(
             config.trainer,
             check_val_every_n_epoch=max(1, own.source_epochs // own.source_validations),
             accumulate_grad_batches=1,
         )
-        super().__init__(replace(config, optimizer=optimizer, trainer=trainer), store)
+        super().__init__(replace(config.shared, optimizer=optimizer, trainer=trainer), store)
 
     def data(self) -> Loaders:
-        told = self.domains
-        return loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
+        pair = self.domains
+        return loaders(pair.source_train, pair.source_val, None, self.config.data.source_batch_size, self.config.seed)
 
     def module(self, student: nn.Module) -> AdaptiveDetection:
         return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from kdbench.plan.metrics import share
+from kdbench.plan.metrics import ACCURACY, AUC, share
 from kdbench.plan.options import LATER
 from kdbench.plan.own import OrOwn
 
@@ -120,6 +120,7 @@ METRICS = (
         "auc",
         "area under the ROC curve of z_1 − z_0; not defined where all graphs are of one class; of more than two "
         "classes the mean of each one's against the others, not defined where one has no graph",
+        AUC,
     ),
-    share("accuracy", "share of examples whose largest logit is that of their class"),
+    share("accuracy", "share of examples whose largest logit is that of their class", ACCURACY),
 )

@@ -39,6 +39,7 @@ class GraphClassification(DistillationModule):
     def __init__(self, student: nn.Module, config: RunConfig) -> None:
         super().__init__(student, config.optimizer)
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
+        self._outcomes: dict[str, dict[str, Tensor]] = {}
         self._details: dict[str, Any] = {}
 
     def forward_batch(self, batch: Batch) -> Outputs:
@@ -59,11 +60,15 @@ class GraphClassification(DistillationModule):
             return dict.fromkeys(("auc", "accuracy"), Undefined("it has no graphs"))
         logits, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
         self._seen[split] = []
+        predicted = logits.argmax(dim=-1)
+        self._outcomes[split] = {"logits": logits, "predicted": predicted, "targets": targets}
         if split == "test":
-            predicted = logits.argmax(dim=-1)
             confusion = multiclass_confusion_matrix(predicted, targets, logits.shape[1]).tolist()
             self._details = {"confusion": confusion, "predictions": encode(predicted)}
         return scores(logits, targets)
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        return self._outcomes[split]
 
     def details(self) -> dict[str, Any]:
         return self._details
@@ -177,8 +182,8 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         if self.brought:
             return ()
         options, data = self.config.teacher, self.graphs
-        told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
-        inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
+        network = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
+        inputs = {**network, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
         loaders = graph_loaders(data, self.config.data.batch_size, options.seed)
         return [self.teacher_stage("teacher", inputs, options.epochs, options.seed, loaders)]
 
@@ -204,7 +209,7 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
             logits = self.cache.read(ids)["logits"]
             metrics[split] = defined(scores(logits, self.graphs.graphs.y[ids]), self.config.metric, split)
             predictions = encode(logits.argmax(dim=-1))
-        scored = {"metrics": metrics, "predictions": predictions}
+        scored = {"metrics": metrics, "predictions": predictions, "outcomes": {"logits": logits}}
         if self.brought:
             return {"kind": "outputs", "description": outputs.DESCRIPTION, **scored}
         size = "" if module_of(options.name) else f", {options.layers} layers of width {options.width}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from kdbench.plan.metrics import share
+from kdbench.plan.metrics import ACCURACY, MACRO_F1, share
 from kdbench.plan.options import LATER
 from kdbench.plan.own import OrOwn
 
@@ -162,6 +162,6 @@ READERS = {
 SECTIONS = {"data": NodeData, "student": NodeStudent, "teacher": NodeTeacher}
 
 METRICS = (
-    share("accuracy", "share of examples whose largest logit is that of their class"),
-    share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged"),
+    share("accuracy", "share of examples whose largest logit is that of their class", ACCURACY),
+    share("macro_f1", "F1 of each class that is true or predicted somewhere, averaged", MACRO_F1),
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Len
 
-from kdbench.plan.metrics import Metric, share
+from kdbench.plan.metrics import CASE_MEAN, Metric, share
 from kdbench.plan.options import LATER
 from kdbench.plan.own import OrOwn
 
@@ -22,6 +22,9 @@ class VolumeData:
 
     train_volumes: Annotated[int, Gt(0)] | None = 16
     """Training volumes, the first of the split; null takes all of them."""
+    split: Annotated[Literal["fixed", "drawn"], LATER] = "fixed"
+    """fixed: the data set's own split, the same for every seed; drawn: parts of the same sizes, drawn from all of its
+    volumes by the run seed."""
     patch: tuple[Voxels, Voxels, Voxels] = (32, 48, 32)
     """Voxels of a training view."""
     window: tuple[Voxels, Voxels, Voxels] | None = None
@@ -113,8 +116,8 @@ class VolumeTeacher:
     """unetr: attention heads."""
     epochs: Annotated[int, Gt(0)] = 20
     """Epochs of the teacher's training."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the teacher's training; one teacher serves all run seeds."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Seed of the teacher's training; null takes the run's, so that each run seed has a teacher of its own."""
     source: Annotated[Literal["trained", "outputs"], LATER] = "trained"
     """trained: as above; outputs: logits computed elsewhere, read from ``path``."""
     path: Annotated[str | None, LATER] = None
@@ -181,8 +184,8 @@ READERS = {"shapes": Shapes, "nifti_folder": NiftiFolder, "decathlon": Decathlon
 SECTIONS = {"data": VolumeData, "student": VolumeStudent, "teacher": VolumeTeacher}
 
 METRICS = (
-    share("dice", "overlap of a class with its label, averaged over classes and volumes"),
-    Metric("hd95", "min", 0, unit="mm", doc="95th percentile of the symmetric Hausdorff distance"),
-    Metric("surface_distance", "min", 0, unit="mm", doc="mean symmetric surface distance"),
+    share("dice", "overlap of a class with its label, averaged over classes and volumes", CASE_MEAN),
+    Metric("hd95", "min", 0, None, "mm", "95th percentile of the symmetric Hausdorff distance", CASE_MEAN),
+    Metric("surface_distance", "min", 0, None, "mm", "mean symmetric surface distance", CASE_MEAN),
     Metric("absent", "min", 0, doc="classes, over all volumes, that label or prediction lack"),
 )

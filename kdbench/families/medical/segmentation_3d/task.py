@@ -36,6 +36,8 @@ from kdbench.plan.own import module_of
 
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own call
 
+MEANS = ("dice", "hd95", "surface_distance")
+"""Scores that are averaged over classes and then over volumes."""
 WINDOWS = 4  # of a volume, predicted at once
 
 
@@ -53,7 +55,8 @@ class Segmentation(DistillationModule):
         self.volumes = volumes
         self.options: VolumeData = config.data
         self.loss = DiceCELoss(include_background=True, to_onehot_y=True, softmax=True, lambda_dice=1, lambda_ce=1)
-        self._scores: dict[str, list[dict[str, float]]] = {split: [] for split in SPLITS}
+        self._scores: dict[str, list[dict[str, list[float]]]] = {split: [] for split in SPLITS}
+        self._outcomes: dict[str, dict[str, Tensor]] = {}
 
     def forward_batch(self, batch: Volumes) -> Outputs:
         if self.training or tuple(batch.image.shape[2:]) == self.options.patch:
@@ -74,15 +77,25 @@ class Segmentation(DistillationModule):
         predicted = output["logits"].argmax(dim=1, keepdim=True)
         for classes, label in zip(predicted[:, 0], targets[:, 0], strict=True):
             inside = tuple(slice(int(places.max()) + 1) for places in (label >= 0).nonzero().T)
-            self._scores[split].append(scores(classes[inside], label[inside], self.volumes))
+            voxels = label[inside].flatten().bincount(minlength=len(self.volumes.classes))
+            by_class = class_scores(classes[inside], label[inside], self.volumes)
+            self._scores[split].append({**by_class, "targets": voxels.tolist()})
 
     def results(self, split: str) -> Mapping[str, float | Undefined]:
         cases, self._scores[split] = self._scores[split], []
-        names = ("dice", "hd95", "surface_distance")
         if not cases:
-            return dict.fromkeys(names, Undefined("it has no volumes"))
-        means = {name: fmean(case[name] for case in cases) for name in names}
-        return {**means, "absent": sum(case["absent"] for case in cases)}
+            return dict.fromkeys(MEANS, Undefined("it has no volumes"))
+        kept = ("targets", *MEANS)
+        self._outcomes[split] = {
+            name: torch.tensor([case[name] for case in cases], dtype=torch.float64 if name in MEANS else torch.int64)
+            for name in kept
+        }
+        means = {name: fmean(fmean(case[name]) for case in cases) for name in MEANS}
+        return {**means, "absent": sum(sum(case["absent"]) for case in cases)}
+
+    def outcomes(self, split: str) -> Mapping[str, Tensor]:
+        """The means' terms by case and class without background; ``targets`` are the voxels of each class."""
+        return self._outcomes[split]
 
 
 def window_of(options: VolumeData) -> tuple[int, int, int]:
@@ -92,23 +105,28 @@ def window_of(options: VolumeData) -> tuple[int, int, int]:
 
 def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, float]:
     """The metrics of one volume (see :class:`Segmentation`). ``predicted``, ``label``: classes, int64 ``[D, H, W]``."""
+    by_class = class_scores(predicted, label, volumes)
+    return {**{name: fmean(by_class[name]) for name in MEANS}, "absent": sum(by_class["absent"])}
+
+
+def class_scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, list[float]]:
+    """The same for each class without background; ``absent`` is 1 for one that label or prediction lacks."""
     diagonal = float(torch.tensor([n * mm for n, mm in zip(label.shape, volumes.spacing, strict=True)]).norm())
-    told: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": []}
-    absent = 0
+    of_class: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": [], "absent": []}
     for number in range(1, len(volumes.classes)):
         pair = [classes == number for classes in (predicted, label)]
         here = [bool(mask.any()) for mask in pair]
+        of_class["absent"].append(not all(here))
         if all(here):
             _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
-            told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
-            told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
-            told["surface_distance"].append(float(torch.cat(list(both)).mean()))
+            of_class["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
+            of_class["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
+            of_class["surface_distance"].append(float(torch.cat(list(both)).mean()))
             continue
-        absent += 1
-        told["dice"].append(float(not any(here)))
+        of_class["dice"].append(float(not any(here)))
         for name in ("hd95", "surface_distance"):
-            told[name].append(diagonal if any(here) else 0.0)
-    return {**{name: fmean(values) for name, values in told.items()}, "absent": absent}
+            of_class[name].append(diagonal if any(here) else 0.0)
+    return of_class
 
 
 class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
@@ -119,7 +137,7 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def __init__(self, config: RunConfig[VolumeData, VolumeStudent, VolumeTeacher], store: StageStore) -> None:
         super().__init__(config, store)
         self.cacheable = self.config.data.views != "random"
-        self.volumes = data.load(config.dataset, config.data)
+        self.volumes = data.load(config.dataset, config.data, config.seed)
         self.views = self.views_of(config.seed)
 
     @cached_property
@@ -127,10 +145,10 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         volumes, info = self.volumes, dataset(self.config.dataset)
         sizes = {split: len(volumes.cases[split]) for split in SPLITS}
         groups = torch.zeros(self.views.rows, dtype=torch.int64)
-        told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
+        described = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         views = self.views
         names = [f"{name} view {number}" for name in views.names for number in range(views.each)]
-        return DataFacts(*told, len(groups), groups, names)
+        return DataFacts(*described, len(groups), groups, names)
 
     def balance(self) -> dict[str, dict[str, int]]:
         """Volumes whose label has the class."""
@@ -176,6 +194,11 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def rows_of(self, batch: Volumes) -> Tensor:
         return batch.rows
 
+    def items_of(self, split: str, batch: Volumes) -> Tensor:
+        """Places among the names of all volumes in order."""
+        place = {name: row for row, name in enumerate(self.volumes.names)}
+        return torch.tensor([place[self.volumes.cases[split][row]] for row in batch.rows.tolist()])
+
     @property
     def logits_shape(self) -> tuple[int, ...]:
         return (len(self.volumes.classes), *self.config.data.patch)
@@ -185,16 +208,16 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             return ()
         options = self.config.teacher
         apart = ("epochs", "seed", "cache", "source", "path", "weights")
-        told = {name: value for name, value in asdict(options).items() if name not in apart}
+        network = {name: value for name, value in asdict(options).items() if name not in apart}
         inputs = {
-            "network": told,
+            "network": network,
             "data": asdict(self.config.data),
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
-        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
-        return [self.teacher_stage("segmentation-teacher", inputs, *fitted)]
+        seed = self.config.seed if options.seed is None else options.seed
+        loaders = volume_loaders(self.volumes, self.views_of(seed), seed)  # of its own seed, whichever run trains it
+        return [self.teacher_stage("segmentation-teacher", inputs, options.epochs, seed, loaders)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         return FrozenTeacher(network, one_by_one)
@@ -208,8 +231,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
     def teacher_facts(self) -> dict[str, Any]:
         if self.brought:  # for training views alone: no whole volume to score
-            told = {"kind": "outputs", "description": outputs.DESCRIPTION, "predictions": None}
-            return {**told, "metrics": {"val": {}, "test": {}}}
+            metrics: dict[str, Any] = {"val": {}, "test": {}}
+            return {"kind": "outputs", "description": outputs.DESCRIPTION, "metrics": metrics, "predictions": None}
         options, path = self.config.teacher, self.folder("segmentation-teacher") / "scores.json"
         if not path.exists():
             module = self.module(self.live_teacher().network)

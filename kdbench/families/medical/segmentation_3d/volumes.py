@@ -29,7 +29,7 @@ class Volumes(NamedTuple):
     label: Tensor
     """int64 ``[b, 1, D, H, W]``; -1 where a whole volume was padded."""
     rows: Tensor
-    """int64 ``[b]``: which training view each is, or with random views which volume; -1 for a whole volume."""
+    """int64 ``[b]``: which training view each is, or with random views which volume; of whole ones which of a split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,8 @@ class VolumeSet:
     """Edges of a voxel in mm."""
     pad: Literal["edge", "reflect"]
     """How a volume smaller than a view is padded."""
+    names: Sequence[str]
+    """Names of all volumes in order, used or not."""
     cases: Mapping[str, Sequence[str]]
     """Names of the volumes of each split."""
     read: Callable[[str], tuple[Tensor, Tensor]]
@@ -136,10 +138,10 @@ class Views:
             (view,) = self._draw(image, label, axis(0, "training", number, volume))
         else:
             view = centred(image, label, self.options.patch, self.volumes.pad)
-        found = Volumes(view[0][None], view[1][None], torch.tensor([row]))
+        kept = Volumes(view[0][None], view[1][None], torch.tensor([row]))
         if self.options.in_memory:
-            self._still[row] = found
-        return found
+            self._still[row] = kept
+        return kept
 
 
 def padded(batches: Sequence[Volumes]) -> Volumes:
@@ -177,4 +179,6 @@ def _views(views: Views, rows: Sequence[int], epoch: int) -> Volumes:
 
 def _whole(volumes: VolumeSet, split: str, rows: Sequence[int], epoch: int) -> Volumes:
     read = [volumes.read(volumes.cases[split][row]) for row in rows]
-    return padded([Volumes(image[None], label[None], torch.tensor([-1])) for image, label in read])
+    return padded(
+        [Volumes(image[None], label[None], torch.tensor([row])) for row, (image, label) in zip(rows, read, strict=True)]
+    )
