@@ -111,6 +111,7 @@ def task(name: str) -> dict[str, Any]:
         "sections": {section: inspect.cleandoc(kind.__doc__ or "") for section, kind in types.items()},
         "options": {section: [asdict(f) for f in catalog.documented_options(kind)] for section, kind in types.items()},
         "defaults_of_methods": {name: dict(values) for name, values in card.methods.items()},
+        "search": card.search,
         "primary": asdict(card.primary) if card.primary else None,
         "reference": card.reference,
         "excused": dict(card.excused),

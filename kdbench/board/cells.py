@@ -10,7 +10,7 @@ from kdbench.board import safe
 from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
-from kdbench.results.stats import PairedDifference
+from kdbench.results.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,16 @@ def score_cell(row: Row, unit: str) -> Cell:
     return Cell(f"{number(row.mean, unit)} ± {number((high - low) / 2, unit)}", row.mean + 0.0, low, high)
 
 
-def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
+def seeds_cell(row: Row, unit: str) -> Cell:
+    """The mean with its interval over seeds alone, which holds the test items for fixed."""
+    own = row.estimate
+    if own is None or safe.finite(own.mean) is None or own.seeds_low is None or own.seeds_high is None:
+        return Cell()
+    half = (own.seeds_high - own.seeds_low) / 2
+    return Cell(f"{number(own.mean, unit)} ± {number(half, unit)}", own.mean + 0.0, own.seeds_low, own.seeds_high)
+
+
+def delta_cell(delta: Estimate | None, p: float | None, comparison: Comparison) -> Cell:
     """A paired difference with its interval; its state says whether p is below the level, and in which direction.
 
     Differences without spread have no p, so they are neither better nor worse.

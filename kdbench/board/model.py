@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from kdbench.board import safe
 from kdbench.plan.cards import Card, card, task_paths
+from kdbench.results.audit import Audit, audited
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
 
@@ -41,6 +42,8 @@ class View:
     records: int
     failures: tuple[Run, ...]
     others: Mapping[str, Mapping[str, float]]
+    audit: Audit | None
+    """Whether the comparison is sound; None for one without a method."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ def task_of(records: Sequence[Record]) -> Task:
             count = sum(row.n + row.failed for row in comparison.rows if row.method != "teacher")
             student = comparison.student or _options(members[0].config["student"])
             label = safe.identifier(student or "student", comparison.scale, group[:8])
-            views.append(View(label, comparison, student, count, failures, _others(comparison, runs)))
+            views.append(
+                View(label, comparison, student, count, failures, _others(comparison, runs), audited(comparison, runs))
+            )
     views.sort(key=_rank)
     named = Counter[str]()
     for place, view in enumerate(views):

@@ -62,6 +62,7 @@ def _view(view: View, table: Table) -> dict[str, Any]:
         "heading": heading(view),
         "scale": one.scale,
         "generated": one.generated,
+        "audit": view.audit,
         "records": view.records,
         "table": table,
         "sentences": [*render.verdicts(one), *render.footnotes(one)],

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -139,7 +139,7 @@ class Progress(pl.Callback):
         self.report(trainer.current_epoch + 1, trainer.max_epochs or 0, None if value is None else float(value))
 
 
-class Checkpoints(ModelCheckpoint):
+class Checkpoints(Checkpoint):
     """``folder/last.ckpt`` every ``every`` epochs, and once more when :data:`stop_asked` is set, which ends the fit.
 
     With ``steps`` also after so many optimiser steps within an epoch, where a stop that was asked for then takes place.
@@ -147,17 +147,10 @@ class Checkpoints(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, every: int, steps: int | None = None) -> None:
-        self.steps, self._seen = steps, 0
-        super().__init__(
-            dirpath=folder,
-            filename="last",
-            every_n_epochs=every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        self.place, self.every, self.steps = folder / "last.ckpt", every, steps
+        self._seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         self._seen = trainer.global_step
 
     def on_train_batch_end(
@@ -172,13 +165,10 @@ class Checkpoints(ModelCheckpoint):
             self._stop(trainer, f"step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        self._stop(trainer, f"epoch {trainer.current_epoch + 1}")
-
-    @property
-    def place(self) -> Path:
-        """Where the checkpoint lies."""
-        return Path(str(self.dirpath)) / "last.ckpt"
+        epochs = trainer.current_epoch + 1
+        if epochs % self.every == 0:
+            trainer.save_checkpoint(self.place)
+        self._stop(trainer, f"epoch {epochs}")
 
     def _stop(self, trainer: pl.Trainer, where: str) -> None:
         if trainer.strategy.reduce_boolean_decision(stop_asked.is_set(), all=False):

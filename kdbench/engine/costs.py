@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kdbench
@@ -29,10 +30,47 @@ def parameters(module: nn.Module) -> int:
 
 
 def flops(forward: Callable[[], Any]) -> int:
-    """Floating-point operations of one forward pass as torch's FlopCounterMode counts them (dense products only)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    """Floating-point operations of one forward pass: the products and convolutions that torch's FlopCounterMode counts,
+    and sparse products, ``2 · stored values · width``.
+
+    A sum of messages by index is a product with a sparse matrix, and counts as one: 2 operations for each number of a
+    message.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_SPARSE) as counter, torch.no_grad():
         forward()
     return int(counter.get_total_flops())
+
+
+def _product(first: Tensor, second: Tensor, **rest: Any) -> int:
+    """``first @ second``, either of them sparse or dense."""
+    for one, other in ((first, second.shape[-1]), (second, first.shape[0])):
+        if one.layout != torch.strided:
+            return 2 * one._nnz() * other
+    return 2 * math.prod(first.shape) * second.shape[-1]
+
+
+def _sum_product(added: Tensor, first: Tensor, second: Tensor, **rest: Any) -> int:
+    return _product(first, second)
+
+
+def _summed(into: Tensor, dim: int, index: Tensor, messages: Tensor, *rest: Any, **named: Any) -> int:
+    return 2 * messages.numel()
+
+
+def _reduced(into: Tensor, dim: int, index: Tensor, messages: Tensor, reduce: str, **named: Any) -> int:
+    return 2 * messages.numel() if reduce in ("sum", "mean") else 0
+
+
+_aten = torch.ops.aten
+_SPARSE: dict[Any, Callable[..., int]] = {
+    _aten.mm: _product,
+    _aten.addmm: _sum_product,
+    _aten._sparse_addmm: _sum_product,
+    **dict.fromkeys((_aten.index_add, _aten.index_add_, _aten.scatter_add, _aten.scatter_add_), _summed),
+    **dict.fromkeys((_aten.scatter_reduce, _aten.scatter_reduce_), _reduced),
+}
+for _count in _SPARSE.values():
+    _count._get_raw = True  # type: ignore[attr-defined]  # tensors, not their shapes
 
 
 def latency_ms(forward: Callable[[], Any], device: torch.device, repeats: int = 15) -> float:

@@ -34,7 +34,7 @@ from kdbench.hashing import collected_digests, digest, write_atomic
 from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, run_folder
 from kdbench.plan.provenance import Made
-from kdbench.results import outcomes
+from kdbench.results import outcomes, searches
 from kdbench.results import record as records
 from kdbench.results.finished import finished, set_aside, stale
 
@@ -256,6 +256,7 @@ class Session:
 
     def __init__(self, config: RunConfig, root: Path, folder: Path, reporter: Reporter) -> None:
         self.config, self.folder, self.reporter = config, folder, reporter
+        self.search = searches.budget(config)
         self.store = StageStore(root / "stages", reporter.note)
         with collected_digests() as self.read:
             self.task = load_task(config, self.store)
@@ -360,6 +361,7 @@ class Session:
             "code": {"sha256": digest(self.made.code), "files": self.made.code},
             "data": {**{name: getattr(facts, name) for name in fields}, "sizes": dict(facts.sizes)},
             "hardware": costs.hardware(self.device),
+            "search": self.search,
             "stages": [{name: getattr(s, name) for name in ("name", "key", "seconds", "reused")} for s in stages],
             "reports": {stage.name: _report(stage.info) for stage in stages},
         }

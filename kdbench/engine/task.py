@@ -236,8 +236,9 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         """Row numbers of a batch of a split in the whole data set, whatever the split: int64 ``[b]``."""
         return self.rows_of(batch)
 
-    def clusters(self, items: Tensor) -> Tensor | None:
-        """For test items int64 ``[n]`` what they share, one number each; None where they are independent."""
+    def clusters(self, batch: Any) -> Tensor | None:
+        """What an example of a validation or test batch shares with others, a number int64 ``[b]``, the same in all
+        runs; None where they are independent."""
         return None
 
     def score(self, module: DistillationModule, split: str) -> dict[str, float]:
@@ -252,15 +253,16 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         ``headline`` has no value.
         """
         module.eval()
-        data, items = self.data(), []
+        data, items, clusters = self.data(), list[Tensor](), list[Tensor | None]()
         for number, batch in enumerate(data.test_dataloader() if split == "test" else data.val_dataloader()):
             items.append(self.items_of(split, batch))
+            clusters.append(self.clusters(batch))
             module.judge(split, module.transfer_batch_to_device(batch, module.device, 0), number)
         scores, outcomes = module.scores(split), dict(module.outcomes(split))
         if outcomes:
             outcomes["items"] = torch.cat(items)
-            if (clusters := self.clusters(outcomes["items"])) is not None:
-                outcomes["clusters"] = clusters
+            if shared := [numbers for numbers in clusters if numbers is not None]:
+                outcomes["clusters"] = torch.cat(shared)
         return scores, outcomes
 
     def selection(self) -> Selection:
@@ -282,9 +284,13 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         data: pl.LightningDataModule | None = None,
         code: Sequence[str] = (),
     ) -> Stage:
-        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be."""
+        """A stage that trains ``network`` on the task's labels (or other ``data``) as the student alone would be.
+
+        Arms share it, so that no arm's searched options count: see :attr:`RunConfig.shared`.
+        """
+        optimizer, taken = self.config.shared.optimizer, lambda: data or self.data()
         return self.distilled(
-            name, network, Objective, inputs, epochs, seed, data=lambda: data or self.data(), code=code
+            name, network, Objective, inputs, epochs, seed, data=taken, optimizer=optimizer, code=code
         )
 
     def distilled(

@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
 from kdbench.launch.check import check_plans
 from kdbench.launch.display import Bars, names_of
-from kdbench.launch.endings import Ending, disk_full, told
+from kdbench.launch.endings import Ending, disk_full, in_one_line
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
 from kdbench.plan.cards import card
@@ -23,6 +23,7 @@ from kdbench.plan.family import require_extra
 from kdbench.results.record import Record
 
 T = TypeVar("T")
+Split = Literal["val", "test"]
 
 
 @dataclass
@@ -31,11 +32,13 @@ class Report:
 
     records: dict[str, Record] = field(default_factory=dict)
     failures: dict[str, tuple[str, Exception]] = field(default_factory=dict)
+    split: Split = "test"
+    """The split whose scores are shown as runs end."""
 
     @property
-    def told(self) -> list[str]:
+    def reasons(self) -> list[str]:
         """One line a failure."""
-        return [f"{name}: {told(error)}" for name, error in self.failures.values()]
+        return [f"{name}: {in_one_line(error)}" for name, error in self.failures.values()]
 
 
 def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -47,8 +50,14 @@ def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     return list(planned.values())
 
 
-def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None, keep_stale: bool = False) -> Report:
-    """Do the runs, ``workers`` at a time or as many as suits them and this machine.
+def launch(
+    configs: Sequence[RunConfig],
+    root: Path,
+    workers: int | None = None,
+    keep_stale: bool = False,
+    split: Split = "test",
+) -> Report:
+    """Do the runs, ``workers`` at a time or as many as suits them and this machine; scores on ``split`` are shown.
 
     Finished runs that are stale are done again, unless ``keep_stale``. A run that fails is reported and the others go
     on; a full disk stops them all. Raises :class:`UsageError` where workers are asked for, but a run is one of several
@@ -61,7 +70,7 @@ def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None,
     ready(root)
     if number == 1 or any(config.card or config.overrides for config in configs):
         check_plans(configs, root)  # with workers it reads data once more: for what nobody may have tried before
-    report = Report()
+    report = Report(split=split)
     with Bars(names_of(configs), workers=max(number, 1)) as bars:
         if number > 1:
             _side_by_side(configs, root, number, keep_stale, bars, report)
@@ -70,16 +79,16 @@ def launch(configs: Sequence[RunConfig], root: Path, workers: int | None = None,
     return Report(_in_order(report.records, configs), _in_order(report.failures, configs))
 
 
-def _in_order(found: Mapping[str, T], configs: Sequence[RunConfig]) -> dict[str, T]:
-    return {config.hash: found[config.hash] for config in configs if config.hash in found}
+def _in_order(by_hash: Mapping[str, T], configs: Sequence[RunConfig]) -> dict[str, T]:
+    return {config.hash: by_hash[config.hash] for config in configs if config.hash in by_hash}
 
 
 def _workers(configs: Sequence[RunConfig], asked: int | None) -> int:
     """Workers for these runs: 1, which is this process, where each is several processes or takes the GPU."""
     several = any(config.trainer.processes > 1 for config in configs) or _launched()
     if several and (asked or 1) > 1:
-        told = "runs of several processes, and those that srun or torchrun starts, are done one after another"
-        raise UsageError(f"--workers {asked}: {told}.")
+        why = "runs of several processes, and those that srun or torchrun starts, are done one after another"
+        raise UsageError(f"--workers {asked}: {why}.")
     if several or len(configs) < 2:
         return 1
     return asked or (1 if _gpu(configs) else cores())
@@ -156,13 +165,13 @@ def _one_by_one(configs: Sequence[RunConfig], root: Path, keep_stale: bool, bars
 def _done(config: RunConfig, record: Record, reused: bool, bars: Bars, report: Report, worker: int = 0) -> None:
     assert record.metrics is not None
     report.records[config.hash] = record
-    score = record.metrics.test[config.metric]
-    bars.end(config, f"test {config.metric} {score:.4f}" + (" (done earlier)" if reused else ""), worker)
+    score = getattr(record.metrics, report.split)[config.metric]
+    bars.end(config, f"{report.split} {config.metric} {score:.4f}" + (" (done earlier)" if reused else ""), worker)
 
 
 def _failed(config: RunConfig, error: Exception, bars: Bars, report: Report, worker: int = 0) -> None:
     report.failures[config.hash] = bars.names[config.hash], error
-    bars.end(config, f"FAILED: {told(error)}", worker)
+    bars.end(config, f"FAILED: {in_one_line(error)}", worker)
 
 
 def ready(root: Path) -> None:

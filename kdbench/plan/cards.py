@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt
 
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest
+from kdbench.plan import search as searches
 from kdbench.plan.catalog import (
     PACKAGE,
     families,
@@ -62,6 +65,8 @@ class Primary:
     """What they are judged by."""
     settings: tuple[str, ...] = ()
     """Its protocol: the settings ``section.option=value`` that its runs have beside the scale's."""
+    margin: Annotated[float, Gt(0)] | None = None
+    """The difference of two arms that is none in practice, in the metric's values: 0.01 of a share is a point."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class Card:
     own_datasets: Mapping[str, str] = field(default_factory=dict)
     """The data sets of the scales that name one."""
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Defaults of methods' hyper-parameters on this task, by method."""
+    """What arms have on this task, chosen or searched: hyper-parameters and searched options by method."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """The options that arms search, with the values to try (:mod:`kdbench.plan.search`)."""
     primary: Primary | None = None
     reference: str | None = None
     """The method of role ``reference`` whose score the student alone has to reach."""
@@ -240,7 +247,8 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         notes=" ".join(str(content.get("notes", "")).split()),
         own_datasets={scale: mine.get(name, name) for scale, name in of_scales.items()},
         methods=content.get("methods") or {},
-        primary=_primary(content["primary"], fail) if options and "primary" in content else None,
+        search=content.get("search") or {},
+        primary=_primary(content["primary"], fail) if "primary" in content else None,
         reference=content.get("reference"),
         excused=content.get("excused") or {},
     )
@@ -297,8 +305,9 @@ def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str
             merged = merge(sections_of(card, scale))
             for section, options in types.items():
                 build(options, merged.get(section, {}), section)
-    with reading("methods"):
-        _check_methods(card)
+    for place in ("search", "methods"):
+        with reading(place):
+            _check_search(card, place, types)
     if card.reference is not None:
         with reading("reference"):
             _check_reference(card, card.reference)
@@ -309,19 +318,19 @@ def _check_options(card: Card, mine: Mapping[str, str], fail: Callable[[str, str
             _check_primary(card, card.primary)
 
 
-def _check_methods(card: Card) -> None:
-    """Raise :class:`UsageError` for a method that does not run on the task, or an option that it does not have."""
-    if not isinstance(card.methods, Mapping):
-        raise OptionError("", "this is a mapping of methods by name.")
-    for name, values in card.methods.items():
-        if not isinstance(values, Mapping):
-            raise OptionError(name, "a method's defaults are a mapping of its options.")
+def _check_search(card: Card, place: str, types: Mapping[str, type]) -> None:
+    """Raise :class:`OptionError` for what a card may not search, or say of a method."""
+
+    def hyperparameters(name: str) -> type:
         try:
-            build(method(name, card.family, card.kind).hyperparameters, values, name)
-        except OptionError:
-            raise
+            return method(name, card.family, card.kind).hyperparameters
         except UsageError as error:
             raise OptionError(name, str(error)) from None
+
+    if place == "search":
+        searches.check(card.search, types, hyperparameters)
+    else:
+        searches.check_chosen(card.methods, card.search, types, hyperparameters)
 
 
 def _check_reference(card: Card, name: Any) -> None:

@@ -1,6 +1,7 @@
 """From a task card, a method and overrides to one frozen, typed :class:`RunConfig`, whose hash names the run.
 
-Order of precedence, lowest first: option defaults, the card's ``defaults``, the card's scale, the user's overrides.
+Order of precedence, lowest first: option defaults, the card's ``defaults``, the card's scale, what the card says of the
+method (:mod:`kdbench.plan.search`), the user's overrides.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing_extensions import TypeVar
 
 from kdbench.errors import UsageError, nearest, unknown
 from kdbench.hashing import digest
-from kdbench.plan.cards import card, section_types, sections_of
+from kdbench.plan import search as searches
+from kdbench.plan.cards import Card, card, section_types, sections_of
 from kdbench.plan.catalog import MethodInfo, method, offers
-from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, later, merge, written
+from kdbench.plan.options import UNCHANGING, Optimizer, Trainer, build, identity, later, merge, plain, written
 from kdbench.plan.overrides import check_size, parse_overrides, word
 
 CONTROLS = ("none", "shuffled_teacher", "random_teacher")
@@ -55,6 +57,8 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
     """The path of a user's own card, as it was given; empty for an installed task."""
     card_sha256: str = ""
     """What that card says beside the options (:meth:`Card.sha256`)."""
+    search: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The options ``section.option`` that arms search, with the values that what they share is trained with."""
     settings: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
     """The user's ``section.option`` settings that are not the method's own."""
     overrides: tuple[str, ...] = field(default=(), compare=False)
@@ -71,12 +75,22 @@ class RunConfig(Generic[DataT, StudentT, TeacherT]):
             "control": self.control,
             "seed": self.seed,
             **sections,
+            **({"search": dict(self.search)} if self.search else {}),
         }
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the :func:`identity` of :meth:`to_json`: names the run folder."""
         return digest(identity(self.to_json()))
+
+    @cached_property
+    def shared(self) -> RunConfig[DataT, StudentT, TeacherT]:
+        """The run as what arms share sees it (a teacher, a pretrained student): none of its searched options chosen."""
+        sections: dict[str, Any] = {}
+        for key, value in self.search.items():
+            section, _, option = key.partition(".")
+            sections[section] = replace(sections.get(section, getattr(self, section)), **{option: value})
+        return replace(self, search={}, **sections)
 
     @property
     def asked(self) -> str:
@@ -177,7 +191,9 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         raise ControlError(f"control={control} needs a method with frozen teachers; '{info.name}' has {info.teacher}.")
     types = section_types(task)
     mine = _by_section(chosen, types, info)
-    merged = merge([*sections_of(task, scale), {"method": task.methods.get(info.name, {})}, mine])
+    given = [*sections_of(task, scale), mine]
+    student = next((layer["student"]["name"] for layer in reversed(given) if "name" in layer.get("student", {})), "")
+    merged = merge([*given[:-1], searches.chosen(task.methods, info.name, str(student)), mine])
     built = {
         name: build(types[name], merged.get(name, {}), name)
         for name in SECTIONS
@@ -198,11 +214,23 @@ def resolve(chosen: Mapping[str, Any]) -> RunConfig:
         seed=_checked_seed(chosen.get("seed", 0)),
         card=task.word,
         card_sha256=task.sha256(scale) if task.word else "",
+        search=_shared_values(task, scale, types),
         teacher=built.pop("teacher", None),
         settings=tuple((k, v) for k, v in asked.items() if k not in TOP and not k.startswith("method.")),
         overrides=tuple(f"{key}={word(value)}" for key, value in asked.items() if key not in TOP),
         **built,
     )
+
+
+def _shared_values(task: Card, scale: str, types: Mapping[str, type]) -> dict[str, Any]:
+    """The searched options as the card has them for what its arms share."""
+    names = searches.shared(task.search)
+    merged = merge(sections_of(task, scale)) if names else {}
+    values = {}
+    for section, _, option in (name.partition(".") for name in names):
+        built = build(types[section], {option: merged[section][option]}, section)
+        values[f"{section}.{option}"] = plain(built)[option]
+    return values
 
 
 def _taken(key: str, given: Any, sections: Mapping[str, Any]) -> Any:
@@ -257,8 +285,8 @@ def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: Meth
         section, dot, option = key.partition(".")
         valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
         if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
-            told = _unknown_option(key, valid)
-            raise UsageError(f"{told} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
+            message = _unknown_option(key, valid)
+            raise UsageError(f"{message} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
         nested.setdefault(section, {})[option] = value
     return nested
 

@@ -139,9 +139,9 @@ def merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     try:
         resolved = OmegaConf.create(_native(merged))
         for section, key in references:
-            found = OmegaConf.to_container(resolved[section], resolve=True)
-            assert isinstance(found, dict)
-            merged[section][key] = found[key]
+            options = OmegaConf.to_container(resolved[section], resolve=True)
+            assert isinstance(options, dict)
+            merged[section][key] = options[key]
     except (OmegaConfBaseException, RecursionError) as error:
         raise UsageError(f"Cannot resolve the options: {shown(str(error).splitlines()[0])}") from None
     return merged

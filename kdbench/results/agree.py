@@ -94,7 +94,9 @@ def claims(record: Record) -> Iterator[Claim]:
         yield Claim("costs.parameters", group, record.costs.parameters)
         if record.costs.flops is not None:
             counter = (record.hardware.accelerator, record.versions.get("torch"))
-            yield Claim("costs.flops", (record.group, *counter), record.costs.flops)
+            yield Claim(
+                "costs.flops", (record.group, record.seed, *counter), record.costs.flops
+            )  # a batch of its split
 
 
 def _arm(record: Record, teacher: str) -> Iterator[Claim]:
@@ -163,11 +165,12 @@ def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim
 
 def slim(record: Record) -> Record:
     """What comparisons and :func:`claims` need of a record: a third of it to send and to keep."""
-    config = {name: record.config[name] for name in ("method", "student", "teacher")}
+    config = {name: record.config[name] for name in ("method", "student", "teacher", "optimizer")}
     chosen = f"val/{record.selection.metric}" if record.selection else ""
-    course = {name: record.curves[name] for name in ("epoch", "train/loss", chosen) if name in record.curves}
+    judged = {name: record.curves[name] for name in ("epoch", chosen) if name in record.curves}
+    ends = {name: values[:1] + values[1:][-1:] for name, values in record.curves.items() if name == "train/loss"}
     less: dict[str, Any] = {
-        "curves": {name: values[:1] + values[1:][-1:] for name, values in course.items()},
+        "curves": {**judged, **ends},
         "confusion": None if record.confusion is None else [[sum(row)] for row in record.confusion],
         "versions": {"torch": record.versions["torch"]} if "torch" in record.versions else {},
     }

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from kdbench.plan.cards import Card, read_card, task_paths
-from kdbench.plan.catalog import installed_method
-from kdbench.plan.metrics import lookup
+from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, paired
+from kdbench.results.stats import Estimate, paired
 
 State = Literal["sound", "excused", "unsound"]
 ONE_SIDED = 1.6448536269514722
@@ -76,19 +75,16 @@ class Audit:
 def audit(records: Sequence[Record]) -> list[Audit]:
     """What the checks say of every comparison of these records that holds a method against ``alone``."""
     runs = {record.config_hash: record for record in records}
-    return [Audit(one, tuple(_verdicts(one, runs))) for one in compare(records) if _compares(one)]
+    return [judged for one in compare(records) if (judged := audited(one, runs))]
+
+
+def audited(comparison: Comparison, runs: Mapping[str, Record]) -> Audit | None:
+    """What the checks say of a comparison; None for one without a method. ``runs`` are its records, by hash."""
+    return Audit(comparison, tuple(_verdicts(comparison, runs))) if _compares(comparison) else None
 
 
 def _compares(comparison: Comparison) -> bool:
-    return any(_role(comparison, row) == "method" and row.n for row in comparison.rows if row.method != "alone")
-
-
-def _role(comparison: Comparison, row: Row) -> str:
-    """Of a teacher or a control of its rows: those; else the role of its method."""
-    if row.method == "teacher" or row.control != "none":
-        return "teacher" if row.method == "teacher" else "control"
-    info = installed_method(comparison.family, row.method)
-    return info.role if info else "method"
+    return any(row.kind == "method" or row.method == "kd" for row in comparison.rows if row.n)
 
 
 @functools.cache
@@ -109,7 +105,7 @@ def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Ve
         )
         return Verdict(check, label, holds, why, None if holds else excuse)
 
-    trained = [row for row in comparison.rows if _role(comparison, row) == "method" and row.n]
+    trained = [row for row in comparison.rows if row.kind in ("baseline", "method", "ablation") and row.n]
     for row in trained:
         made = [runs[name] for name in row.runs if name in runs]
         rising = [one for one in (still_rising(run) for run in made) if one is not None]
@@ -182,7 +178,7 @@ def _budget(run: Record) -> float:
     return float(budget) if isinstance(budget, int | float) else 1.0
 
 
-def _least(delta: PairedDifference, comparison: Comparison) -> float:
+def _least(delta: Estimate, comparison: Comparison) -> float:
     """The end of a difference's interval that speaks least for it; the difference itself where it has none."""
     if delta.low is None or delta.high is None:
         return _better(delta.mean, comparison)
@@ -193,6 +189,7 @@ def _better(difference: float, comparison: Comparison) -> float:
     return -difference if comparison.mode == "min" else difference
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def still_rising(run: Record) -> bool | None:
     """Whether a run would have gained from more epochs; None where its curve does not tell."""
     epochs, chosen = run.curves.get("epoch", []), run.selection
@@ -206,12 +203,3 @@ def still_rising(run: Record) -> bool | None:
     noise = float(np.diff(values[len(values) // 2 :]).std()) / math.sqrt(2) if len(values) > FEWEST else 0.0
     gain = float(values[-k:].mean() - values[-2 * k : -k].mean())
     return gain > ONE_SIDED * noise * math.sqrt(2 / k)
-
-
-def collapsed(run: Record) -> bool:
-    """Whether a run predicts one class alone where the test has several, or a class has a score of nothing."""
-    if run.confusion:
-        predicted = [sum(column) > 0 for column in zip(*run.confusion, strict=True)]
-        return sum(predicted) == 1 and sum(sum(row) > 0 for row in run.confusion) > 1
-    scores: Iterable[tuple[str, float]] = run.metrics.test.items() if run.metrics else ()
-    return any(value == 0 for name, value in scores if (metric := lookup(run.family, name)) and "*" in metric.name)

@@ -22,11 +22,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
-_STEPS, _STEP = np.arange(101), float(np.float32(0.01))
-RECALLS = np.where(_STEPS <= 50, _STEPS * _STEP, 1 - (100 - _STEPS) * _STEP).astype(np.float32).astype(float)
-"""Recalls at which COCO's average precision reads the precision: 0, 0.01 … 1, rounded as torchmetrics rounds them."""
-
-
+RECALLS = np.linspace(0, 1, 101)
+"""Recalls at which COCO's average precision reads the precision."""
 MOST_CLASSES = 100_000
 
 

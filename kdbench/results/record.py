@@ -31,6 +31,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from kdbench import hashing
 from kdbench.errors import KdbenchError
 from kdbench.plan.options import identity
+from kdbench.plan.search import SECTIONS
 from kdbench.results import checks
 from kdbench.results.checks import Fault, Loc
 
@@ -283,7 +284,9 @@ class Content(_Part):
     command: str = Field(description="one line that reproduces the run", pattern=r"^[^\r\n]+$")
     config: Config = Field(description="resolved configuration; keys: " + ", ".join(CONFIG_KEYS))
     config_hash: Hex = Field(description="SHA-256 of the configuration less what changes no number; names the run")
-    group: Hex = Field(description="SHA-256 of the configuration without " + ", ".join(sorted(ARM_KEYS)))
+    group: Hex = Field(
+        description="SHA-256 of the configuration without " + ", ".join(sorted(ARM_KEYS)) + ", searched options"
+    )
     versions: dict[str, str] = Field(description="package versions")
     git: Git = Field(description="source of the run")
     code: Code | None = Field(default=None, description="code of the run; null where it is not known (schema 1)")
@@ -360,9 +363,20 @@ def _body(record: Content) -> dict[str, Any]:
 def group_of(config: Mapping[str, JsonValue]) -> str:
     """What makes two runs comparable as arms: the digest of a configuration without method, control, seed, teacher.
 
-    Options that change no number do not count either.
+    Options that change no number do not count either, nor those that each arm searched for itself.
     """
-    return hashing.digest({key: value for key, value in identity(config).items() if key not in ARM_KEYS})
+    kept = {key: value for key, value in identity(config).items() if key not in ARM_KEYS}
+    for name in searched(config):
+        section, _, option = name.partition(".")
+        if isinstance(options := kept.get(section), dict):
+            kept[section] = {key: value for key, value in options.items() if key != option}
+    return hashing.digest(kept)
+
+
+def searched(config: Mapping[str, JsonValue]) -> list[str]:
+    """The options ``section.option`` that each arm searched for itself."""
+    given = config.get("search")
+    return list(given) if isinstance(given, dict) else []
 
 
 def _identity_faults(record: Content) -> Iterator[Fault]:
@@ -374,6 +388,9 @@ def _identity_faults(record: Content) -> Iterator[Fault]:
         yield ("method",), "'teacher' is the name of the teacher's row in every table"
     elif method["name"] != record.method:
         yield ("method",), f"'{record.method}', but config.method.name is {method['name']!r}"
+    for name in searched(config):
+        if name.partition(".")[0] not in SECTIONS:
+            yield ("config", "search", name), "is no option that arms may differ in"
     for key in ("task", "scale", "control", "seed"):
         own, given = getattr(record, key), config.get(key)
         if key in config and (type(given) is not type(own) or given != own):

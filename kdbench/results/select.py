@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kdbench.errors import UsageError, unknown
 from kdbench.plan.overrides import parse_overrides
+from kdbench.plan.search import SEEDS
 from kdbench.results.record import Record
 
 BASELINES = ("alone", "kd")
@@ -14,11 +15,14 @@ BASELINES = ("alone", "kd")
 def matching(records: Sequence[Record], words: Sequence[str]) -> list[Record]:
     """Records whose task, scale, control, seed and ``section.option`` are among the values given.
 
+    Runs of a search (:data:`kdbench.plan.search.SEEDS`) are left out unless seeds are given.
     ``method`` keeps the baselines beside the methods named. Raises :class:`UsageError` for a key no record has or a
     method without records.
     """
-    kept = list(records)
-    for override in parse_overrides(words):
+    overrides = parse_overrides(words)
+    asked = any(override.key == "seed" for override in overrides)
+    kept = [record for record in records if asked or record.seed not in SEEDS]
+    for override in overrides:
         if override.key == "method":
             present = {record.method for record in kept}
             for name in map(str, override.values):

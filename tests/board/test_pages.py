@@ -103,6 +103,12 @@ def test_a_task_page_tells_the_comparison(failing: Path, tmp_path: Path) -> None
     assert "Paired differences over seeds" in page.text and "One dot for each seed" in page.text
 
 
+def test_the_audits_verdict_stands_beside_the_numbers(failing: Path) -> None:
+    page = (failing / "task" / "imagined.html").read_text(encoding="utf-8")
+    assert '<span class="badge unsound">unsound</span>' in page
+    assert "No conclusion should be drawn from this comparison" in page and "names no reference" in page
+
+
 def test_a_page_names_what_mixes_its_arms_and_calls_no_flat_difference_a_result(
     sealed: Make, save: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -208,6 +208,7 @@ def test_the_record_validates_and_every_term_is_logged(pair: Pair) -> None:
     curves = pair.baseline.record.curves
     trained = load_method(pair.config()).epochs(EPOCHS)
     assert curves["epoch"] == list(range(trained)) and ("train/loss" in curves) == (trained > 0)
+    assert pair.baseline.record.steps is not None and (pair.baseline.record.steps > 0) == (trained > 0)
     weighted = {name.removeprefix("train/weight of ") for name in curves if "weight of" in name}
     assert all(f"train/{name}" in curves for name in weighted)
     assert torch.isfinite(torch.tensor(list(curves.values()))).all()

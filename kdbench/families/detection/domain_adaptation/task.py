@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
 from kdbench.plan.options import Optimizer, plain
 from kdbench.plan.own import modules
-from kdbench.results.pseudovalues import RECALLS
 
 SOURCE = "source-detector"
 
@@ -90,7 +90,7 @@ class AdaptiveDetection(DistillationModule):
 
 def _precision() -> MeanAveragePrecision:
     metric = MeanAveragePrecision(
-        rec_thresholds=RECALLS.tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),  # COCO's; torchmetrics rounds them to float32
         max_detection_thresholds=[1, 10, models.DETECTIONS],
         extended_summary=True,
         sync_on_compute=False,
@@ -230,14 +230,14 @@ class SourceTask(AdaptationTask):
     selects: ClassVar[Literal["best", "last"]] = "best"
 
     def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
-        own = config.student
+        own = config.shared.student
         optimizer = Optimizer(own.source_optimizer, own.source_lr, weight_decay=1e-4, schedule="cosine")
         trainer = replace(
             config.trainer,
             check_val_every_n_epoch=max(1, own.source_epochs // own.source_validations),
             accumulate_grad_batches=1,
         )
-        super().__init__(replace(config, optimizer=optimizer, trainer=trainer), store)
+        super().__init__(replace(config.shared, optimizer=optimizer, trainer=trainer), store)
 
     def data(self) -> Loaders:
         pair = self.domains

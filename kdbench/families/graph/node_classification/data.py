@@ -223,15 +223,15 @@ def _read_planetoid(folder: Path, name: str, classes: int) -> Any:
 
 def _titles_and_abstracts(path: Path, papers: Sequence[int]) -> list[str]:
     """``title. abstract`` of each paper, from lines ``number<TAB>title<TAB>abstract``."""
-    wanted, found = set(papers), dict[int, str]()
+    wanted, texts = set(papers), dict[int, str]()
     with inputs.reading(path), gzip.open(path, "rt", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             number, _, rest = line.rstrip("\n").partition("\t")
             if number.isdecimal() and int(number) in wanted:  # the published file begins and ends with a tar's padding
-                found[int(number)] = rest.replace("\t", ". ")
-    if not found:
+                texts[int(number)] = rest.replace("\t", ". ")
+    if not texts:
         raise DataError(f"{path} holds none of the {len(wanted)} papers of the graph.")
-    return [found.get(paper, "") for paper in papers]
+    return [texts.get(paper, "") for paper in papers]
 
 
 def _lines(path: Path) -> list[str]:

@@ -108,13 +108,13 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
 
 def _relevant(options: NodeTeacher) -> dict[str, Any]:
     """What the features depend on; files by their content, since paths differ between machines."""
-    told = plain(options)
+    values = plain(options)
     if options.source == "file":
         return {"source": "file", "sha256": file_digest(_file(options))}
     if options.source == "llm":
         base = Path(options.model)
         content = {"base": _folder_digest(base)} if base.is_dir() else {"model": options.model}
-        return {**{k: v for k, v in told.items() if k not in ("cache", "model")}, **content}
+        return {**{k: v for k, v in values.items() if k not in ("cache", "model")}, **content}
     return {"source": options.source}
 
 

@@ -64,8 +64,8 @@ class InBlocks:
             end = min((block + 1) * self.size, len(self.pairs.y))
             members = torch.arange(block * self.size, end, device=rows.device)
             self._done[block] = logits_of(self.pairs, network, members)["logits"]
-        found = [self._done[block][place] for block, place in zip(blocks, (rows % self.size).tolist(), strict=True)]
-        return {"logits": torch.stack(found)}
+        logits = [self._done[block][place] for block, place in zip(blocks, (rows % self.size).tolist(), strict=True)]
+        return {"logits": torch.stack(logits)}
 
 
 class PairedTask(Task[PairData, PairStudent, PairTeacher]):
@@ -131,11 +131,20 @@ class PairedTask(Task[PairData, PairStudent, PairTeacher]):
     def rows_of(self, batch: Tensor) -> Tensor:
         return batch
 
-    def clusters(self, items: Tensor) -> Tensor | None:
-        """What pairs show of the view in which most of them share an example; None where no view has one twice."""
-        shown = [view.index[items.cpu()] for view in self.pairs.views.values()]
-        fewest = min(shown, key=lambda of: len(set(of.tolist())))
-        return fewest if len(set(fewest.tolist())) < len(items) else None
+    @cached_property
+    def by_variety(self) -> list[Tensor]:
+        """What pairs show of each view, int64 ``[n]``, of the one with fewest examples first."""
+        return sorted((view.index for view in self.pairs.views.values()), key=lambda shown: len(set(shown.tolist())))
+
+    def items_of(self, split: str, batch: Tensor) -> Tensor:
+        """The examples of the view that shows each once, since pairs are drawn anew by each seed; else pair numbers."""
+        shown = self.by_variety[-1]
+        return shown[batch.cpu()] if len(set(shown.tolist())) == len(shown) else batch
+
+    def clusters(self, batch: Tensor) -> Tensor | None:
+        """The examples of the view with fewest, where pairs share them."""
+        shown = self.by_variety[0]
+        return shown[batch.cpu()] if len(set(shown.tolist())) < len(shown) else None
 
     @property
     def inputs(self) -> dict[str, Any]:

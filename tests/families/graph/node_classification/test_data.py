@@ -264,16 +264,16 @@ def arxiv(nodes: int = 60) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def test_arxiv_reads_ogbs_archive_and_joins_the_texts(publish: Publish) -> None:
-    files, told = arxiv()
+    files, content = arxiv()
     publish("arxiv", files)
     graph = data.read("arxiv", NodeData(), 0)
-    np.testing.assert_allclose(graph.x, told["x"].astype(np.float32))
-    assert graph.y.tolist() == told["y"].tolist()
-    assert undirected(graph) == len({frozenset(pair) for pair in told["edges"].tolist() if pair[0] != pair[1]})
+    np.testing.assert_allclose(graph.x, content["x"].astype(np.float32))
+    assert graph.y.tolist() == content["y"].tolist()
+    assert undirected(graph) == len({frozenset(pair) for pair in content["edges"].tolist() if pair[0] != pair[1]})
     for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
-        assert graph.ids(ours).tolist() == sorted(told["split"][theirs])
+        assert graph.ids(ours).tolist() == sorted(content["split"][theirs])
     assert list(graph.class_names) == ["cs.NA", "cs.MM", "cs.LO", "cs.CY"]
-    assert graph.texts[5] == f"Title of 5. about {'abcd'[told['y'][5]] * 3} é" and graph.texts[3] == ""
+    assert graph.texts[5] == f"Title of 5. about {'abcd'[content['y'][5]] * 3} é" and graph.texts[3] == ""
     assert graph.cached is None and graph.sha256 == datasets.fetch(datasets.dataset("arxiv"))[1]
 
 

@@ -89,10 +89,10 @@ def test_three_stages_make_the_teacher_and_are_reused(tuned: Made) -> None:
 
 @pytest.mark.slow
 def test_tuning_teaches_the_answers(tuned: Made) -> None:
-    told = tuned.info("teacher-tuning")
-    assert told["steps"] == 240 and told["loss_last"] < 0.5 < 5 < told["loss_first"]
-    assert "not quantised" in told["notes"][0]
-    assert told["answers"].keys() == {"majority", "last"} and told["answers"]["majority"] > 0.5
+    report = tuned.info("teacher-tuning")
+    assert report["steps"] == 240 and report["loss_last"] < 0.5 < 5 < report["loss_first"]
+    assert "not quantised" in report["notes"][0]
+    assert report["answers"].keys() == {"majority", "last"} and report["answers"]["majority"] > 0.5
 
 
 @pytest.mark.slow

@@ -51,9 +51,9 @@ def small(classes: int = 3) -> NodeGraph:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_one_unit_length_state_a_hop_and_logits(name: str, layers: int) -> None:
     network, x = student(name, layers), torch.randn(6, 7)
-    found = states(network, x, PATH)
-    assert list(found) == [f"state{i}" for i in range(layers + 1)]
-    for value in found.values():
+    outputs = states(network, x, PATH)
+    assert list(outputs) == [f"state{i}" for i in range(layers + 1)]
+    for value in outputs.values():
         assert value.shape == (6, 8)
         torch.testing.assert_close(value.norm(dim=1), torch.ones(6))
     assert network(x, PATH).shape == (6, 3)
@@ -131,15 +131,15 @@ def test_rows_do_not_depend_on_the_batch_they_are_asked_in() -> None:
 def test_the_heads_probabilities_are_sklearns(tmp_path: Path, classes: int) -> None:
     graph = small(classes)
     save_file({"features": torch.randn(90, 11) + 3 * graph.y[:, None]}, tmp_path / "features.safetensors")
-    told = teachers.fit_head(graph, tmp_path, 1, tmp_path)
+    report = teachers.fit_head(graph, tmp_path, 1, tmp_path)
     network = teachers.build(graph, 1, tmp_path, tmp_path)
     deepest = network.all_hops()[-1].numpy()
     scale = np.linalg.norm(deepest, axis=1).mean()
     train, val, y = graph.ids("train").numpy(), graph.ids("val").numpy(), graph.y.numpy()
-    model = LogisticRegression(C=told["strength"], max_iter=500, tol=1e-4).fit(deepest[train] / scale, y[train])
+    model = LogisticRegression(C=report["strength"], max_iter=500, tol=1e-4).fit(deepest[train] / scale, y[train])
     ours = network(torch.arange(90))["logits"].softmax(dim=1)
     np.testing.assert_allclose(ours, model.predict_proba(deepest / scale), atol=1e-3)
-    assert told["val_accuracy"] == pytest.approx(model.score(deepest[val] / scale, y[val]))
+    assert report["val_accuracy"] == pytest.approx(model.score(deepest[val] / scale, y[val]))
     best = max(
         teachers.STRENGTHS,
         key=lambda c: (
@@ -148,7 +148,7 @@ def test_the_heads_probabilities_are_sklearns(tmp_path: Path, classes: int) -> N
             .score(deepest[val] / scale, y[val])
         ),
     )
-    assert told["strength"] == best
+    assert report["strength"] == best
 
 
 def test_a_class_without_training_nodes_is_never_predicted(tmp_path: Path) -> None:

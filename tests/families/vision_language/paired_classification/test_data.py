@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from kdbench.families.vision_language.paired_classification import data as pairs
 from kdbench.families.vision_language.paired_classification.avdigits import Sources
 from kdbench.families.vision_language.paired_classification.data import FeatureFolder, Modality, Pairs
 from kdbench.families.vision_language.paired_classification.options import PairData
+from kdbench.families.vision_language.paired_classification.task import PairedTask
 from kdbench.plan import datasets
 
 PROTOCOLS = ["clean", "held_out_speaker", "paper_like"]
@@ -57,6 +59,21 @@ def test_no_image_recording_or_second_voice_is_in_two_splits(protocol: str) -> N
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert shown[a][0].isdisjoint(shown[b][0]) and shown[a][1].isdisjoint(shown[b][1])
     assert [int((digits.split == group).sum()) for group in range(3)] == [100, 50, 80]
+
+
+def test_a_pair_has_the_number_of_its_image_in_every_run_and_shares_its_recording() -> None:
+    shown = {}
+    for seed in (0, 1):
+        _, drawn = made("clean", seed)
+        task = object.__new__(PairedTask)
+        views = {"image": SimpleNamespace(index=drawn.image_of), "audio": SimpleNamespace(index=drawn.recording_of)}
+        task.pairs = SimpleNamespace(views=views)  # type: ignore[assignment]
+        rows = (drawn.split == pairs.TEST).nonzero().flatten()
+        shown[seed] = task.items_of("test", rows)
+        shared = task.clusters(rows)
+        assert torch.equal(shown[seed], drawn.image_of[rows]) and shared is not None
+        assert torch.equal(shared, drawn.recording_of[rows]) and len(shared.unique()) < len(rows)
+    assert not torch.equal(shown[0], shown[1])
 
 
 def test_takes_are_those_of_the_card() -> None:

@@ -1,0 +1,112 @@
+"""The validation search of a task's arms: which runs it takes, and what they choose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdbench.errors import KdbenchError, UsageError, shown
+from kdbench.plan import search as searches
+from kdbench.plan.cards import Card, card
+from kdbench.plan.catalog import offered_methods
+from kdbench.plan.config import RunConfig, expand, resolve
+from kdbench.plan.metrics import named
+from kdbench.plan.overrides import parse_overrides
+from kdbench.results.record import Record, group_of
+from kdbench.results.searches import Point, Search, best, seal, value_of
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm, the points of its search, and the runs of each point, one a seed."""
+
+    name: str
+    """Its key under ``methods`` of the card: ``METHOD``, or ``METHOD/STUDENT`` for another student than the card's."""
+    base: RunConfig
+    runs: tuple[tuple[RunConfig, ...], ...]
+
+    @property
+    def options(self) -> list[str]:
+        """The options that it searches."""
+        return list(searches.values(card(self.base.asked).search, self.base.method))
+
+
+def arms(task: str, words: Sequence[str], primary: Sequence[str]) -> list[Arm]:
+    """The arms that a search is asked for: those of ``method=…``, else every method and control of the task.
+
+    ``primary``: the words of the card's primary comparison, which the user's own take the place of.
+    """
+    asked = card(task)
+    if not asked.search:
+        raise UsageError(f"The card of {asked.name} names no search ({asked.path}).")
+    keys = {override.key for override in parse_overrides(words)}
+    for key in keys:
+        if key in ("task", "seed", "control") or key.startswith("method.") or key in searches.shared(asked.search):
+            raise UsageError(f"'{shown(key)}' is what a search says itself: leave it out.")
+    own = [word for word in primary if word.partition("=")[0] not in keys]
+    if "method" not in keys:
+        offered = offered_methods(asked.family, asked.kind).values()
+        own.append(f"method={','.join(info.name for info in offered if info.role in ('method', 'control'))}")
+    other = keys & {"student.name"} != set()
+    return [_arm(asked, base, other) for base in expand([f"task={task}", *own, *words])]
+
+
+def _arm(asked: Card, base: RunConfig, other: bool) -> Arm:
+    primary = asked.primary.student.get("name") if asked.primary else None
+    student = getattr(base.student, "name", "")
+    name = f"{base.method}/{student}" if other and student != primary else base.method
+    chosen = {"task": base.asked, "scale": base.scale, "method": base.method, **dict(base.settings)}
+    points = searches.points(asked.search, base.method)
+    runs = (tuple(resolve({**chosen, **point, "seed": seed}) for seed in searches.SEEDS) for point in points)
+    return Arm(name, base, tuple(runs))
+
+
+def search_of(arm: Arm, records: Mapping[str, Record]) -> Search:
+    """The search of an arm from the records of its runs, by hash; a run without one failed.
+
+    Of scores only those on validation data are read. Raises :class:`KdbenchError` where every point has a run that
+    failed.
+    """
+    base, config = arm.base, arm.base.to_json()
+    mode = named(base.family, base.kind, base.metric).mode
+    points = [_point(arm, runs, records) for runs in arm.runs]
+    known = [records[run.hash] for runs in arm.runs for run in runs if run.hash in records]
+    try:
+        chosen = best(points, mode)
+    except ValueError as error:
+        raise KdbenchError(f"{arm.name}: {error}.") from None
+    return seal(
+        {
+            "task": base.task,
+            "scale": base.scale,
+            "method": base.method,
+            "student": getattr(base.student, "name", None),
+            "settings": [word for word in base.overrides if not word.startswith("student.name=")],
+            "group": group_of(config),
+            "teacher": config["teacher"],
+            "metric": base.metric,
+            "mode": mode,
+            "seeds": list(searches.SEEDS),
+            "points": [point.model_dump() for point in points],
+            "chosen": chosen.options,
+            "code": sorted({record.code.sha256 for record in known if record.code}),
+        }
+    )
+
+
+def _point(arm: Arm, runs: Sequence[RunConfig], records: Mapping[str, Record]) -> Point:
+    def score(run: RunConfig) -> float | None:
+        metrics = records[run.hash].metrics if run.hash in records else None
+        return metrics.val[run.metric] if metrics else None
+
+    return Point(options={key: value_of(runs[0], key) for key in arm.options}, scores=[score(run) for run in runs])
+
+
+def lines(searched: Mapping[str, Search]) -> str:
+    """What the card is to say of the arms, as YAML."""
+    told = ["methods:"]
+    for name, search in searched.items():
+        values = {key.removeprefix("method."): value for key, value in search.chosen.items()}
+        told.append(f"  {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in values.items())}}}")
+    return "\n".join(told)
