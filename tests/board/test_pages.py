@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from kdbench.board import cells, docstrings, figures, tables
+from kdbench.board import docstrings, figures, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
 from kdbench.hashing import canonical_json
 from kdbench.plan.cards import Reported, card
 from kdbench.results import compare, render, store
+from kdbench.results.arms import arms_of, kinds_of
 from kdbench.results.record import Record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
@@ -282,11 +283,11 @@ def test_controls_and_bounds_stand_beside_the_methods_and_count_as_none(sealed: 
     task = task_of(found)
     assert {row.method for row in tables.headline_rows(task.headline.comparison)} == set(arms)
     assert {row.method for row in tables.judged_rows(task.headline.comparison)} == set(arms) - {"untrained"}
-    kinds = {row.method: cells.kind_of(row, "graph") for row in task.headline.comparison.rows}
+    kinds = {row.method: row.kind for row in task.headline.comparison.rows}
     expected = {"alone": "baseline", "kd": "baseline", "mirage": "method", "untrained": "control", "newkd": "method"}
     assert kinds == {**expected, "teacher": "teacher"}
-    oracle = task.headline.comparison.rows[-1]
-    assert cells.kind_of(replace(oracle, method="oracle"), "detection") == "bound"
+    (oracle,) = arms_of([sealed(None, "oracle", 0, 50)], "accuracy")
+    assert kinds_of([oracle], "detection", []) == ["bound"]
 
 
 def test_items_of_a_list_in_a_docstring_are_paragraphs_of_their_own() -> None:
