@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from kdbench.board import gains
 from kdbench.cli import main as cli
 from kdbench.engine.method import Method
 from kdbench.plan import cards
 from kdbench.plan.catalog import read_method
 from kdbench.plan.family import extras
+from kdbench.results import store
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,6 +87,11 @@ def test_it_names_what_there_is() -> None:
         r"`((?:gnn|graph_classification|hippocampus|brain_tumour|heart|blood_cells|avdigits|crisismmd)\w*)`", table
     ):
         assert name in cards.task_paths(), name
+
+
+def test_its_gains_are_those_of_the_records() -> None:
+    _, _, rest = TEXT.partition(gains.BEGIN)
+    assert rest.partition(gains.END)[0] == "\n" + gains.table(store.read([ROOT / "leaderboard" / "records"]))
 
 
 def test_its_method_is_one(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class _Preparations(_Task):
 
 
 def submit(sweep: Sweep, runs: Sequence[Run], note: Callable[[str], None]) -> list[Job]:
-    """Submit the runs, and before them what they share; ``told`` hears of each array.
+    """Submit the runs, and before them what they share; ``note`` hears of each array.
 
     Runs wait for the end of what they share, however it ends: a run whose teacher failed tells the reason itself.
     """

@@ -22,7 +22,7 @@ from kdbench.results import compare, render, store
 from kdbench.results.arms import arms_of, kinds_of
 from kdbench.results.record import Record
 
-PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
+PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "archive" / "protocol-1"
 Make = Callable[..., Record]
 Cell = dict[str, str | None]
 

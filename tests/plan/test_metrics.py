@@ -12,7 +12,7 @@ from kdbench.plan.catalog import families, kind_module, kinds
 from kdbench.plan.metrics import Metric, Undefined, defined, share
 from kdbench.results import store
 
-RECORDS = Path(__file__).parents[2] / "leaderboard" / "records"
+RECORDS = Path(__file__).parents[2] / "leaderboard" / "archive" / "protocol-1"
 
 
 @pytest.mark.parametrize("family", families())

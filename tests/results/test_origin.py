@@ -16,7 +16,7 @@ from kdbench.plan.config import from_json
 from kdbench.results import agree, origin, store
 from kdbench.results.record import Record, dumps, group_of, loads, seal
 
-PUBLISHED = Path(__file__).parent.parent.parent / "leaderboard" / "records"
+PUBLISHED = Path(__file__).parent.parent.parent / "leaderboard" / "archive" / "protocol-1"
 Body = dict[str, Any]
 Change = Callable[[Body], object]
 
