@@ -22,7 +22,7 @@ from kdbench.plan.catalog import method
 from kdbench.plan.overrides import word
 from kdbench.results import store
 from kdbench.results.record import Record
-from kdbench.results.stats import mean_interval, paired
+from kdbench.results.stats import estimate, paired, resolution
 
 KIND, METRIC = "graph_classification", "auc"
 Arms = Mapping[str, Mapping[int, Record]]
@@ -130,8 +130,9 @@ def sizes(name: str, arms: Arms) -> Iterable[Sequence[str]]:
             data = next(iter(runs.values())).data
             found.append((float("inf"), arm, f"{data.sizes.train:,}" if data else "–", "all"))
     for _, arm, graphs, told in sorted(found):
-        mean, interval = mean_interval([score(run, "test") for run in arms[arm].values()])
-        yield name, arm, graphs, told, f"{mean:.3f}" + (f" ± {mean - interval[0]:.3f}" if interval else "")
+        scores = [score(run, "test") for run in arms[arm].values()]
+        own = estimate(scores, resolution(scores))
+        yield name, arm, graphs, told, f"{own.mean:.3f}" + ("" if own.low is None else f" ± {own.mean - own.low:.3f}")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -37,10 +37,10 @@ _digested: ContextVar[dict[Path, str] | None] = ContextVar("digested", default=N
 def file_digest(path: Path) -> str:
     """SHA-256 (64 hexadecimal digits) of a file's bytes."""
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if (digested := _digested.get()) is not None:
-        digested[path] = found
-    return found
+        digested[path] = sha256
+    return sha256
 
 
 @contextmanager

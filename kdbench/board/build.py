@@ -17,7 +17,7 @@ from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
 from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
-from kdbench.results import agree, store
+from kdbench.results import agree, outcomes, store
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Record
 from kdbench.results.store import Candidate
@@ -141,9 +141,12 @@ def _read_chunk(candidates: Sequence[Candidate], folder: Path, drawn: bool) -> _
             os.makedirs(place, exist_ok=True)
             made.add(place)
         page = f"{place}/{record.config_hash[:16]}"
-        for name, content in ((f"{page}.html", record_page(record, drawn).encode()), (f"{page}.json", raw)):
-            with open(name, "wb", buffering=0) as stream:
-                stream.write(content)
+        beside = None if outcomes.read(record) is None else outcomes.sidecar(path).read_bytes()
+        written = {"html": record_page(record, drawn).encode(), "json": raw, "safetensors": beside}
+        for kind, content in written.items():
+            if content is not None:
+                with open(f"{page}.{kind}", "wb", buffering=0) as stream:
+                    stream.write(content)
         read.records.append((path, agree.slim(record)))
     return read
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
-from kdbench.results.stats import PairedDifference
+from kdbench.results.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
 
 def arm_cell(row: Row, family: str, root: str) -> Cell:
     """The arm's name, linked to its method's page."""
-    kind = kind_of(row, family)
+    kind = row.kind
     badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound", "reference") else ()
     badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
     href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
@@ -95,7 +94,16 @@ def score_cell(row: Row, unit: str) -> Cell:
     return Cell(f"{number(row.mean, unit)} ± {number((high - low) / 2, unit)}", row.mean + 0.0, low, high)
 
 
-def delta_cell(delta: PairedDifference | None, p: float | None, comparison: Comparison) -> Cell:
+def seeds_cell(row: Row, unit: str) -> Cell:
+    """The mean with its interval over seeds alone, which holds the test items for fixed."""
+    own = row.estimate
+    if own is None or safe.finite(own.mean) is None or own.seeds_low is None or own.seeds_high is None:
+        return Cell()
+    half = (own.seeds_high - own.seeds_low) / 2
+    return Cell(f"{number(own.mean, unit)} ± {number(half, unit)}", own.mean + 0.0, own.seeds_low, own.seeds_high)
+
+
+def delta_cell(delta: Estimate | None, p: float | None, comparison: Comparison) -> Cell:
     """A paired difference with its interval; its state says whether p is below the level, and in which direction.
 
     Differences without spread have no p, so they are neither better nor worse.
@@ -158,13 +166,3 @@ COSTS = (
 def score_title(metric: str | None, unit: str) -> str:
     """What the column of scores is called."""
     return " ".join([safe.name(metric) if metric else "score", *([safe.name(unit)] if unit else [])])
-
-
-def kind_of(row: Row, family: str) -> str:
-    """Whether a row is the teacher, a baseline, a method, a control, a bound or a reference."""
-    if row.control != "none":
-        return "control"
-    if row.method in ("teacher", "alone", "kd"):
-        return "teacher" if row.method == "teacher" else "baseline"
-    info = installed_method(family, row.method)
-    return info.role if info else "method"

@@ -17,7 +17,7 @@ MARKER = ".kdbench-site"
 _TOLD = "This folder is made by 'kdbench leaderboard build', which replaces all of it.\n"
 
 
-_RECORD = re.compile(r"record/[^/]+/[0-9a-f]{16}\.(?:html|json)")
+_RECORD = re.compile(r"record/[^/]+/[0-9a-f]{16}\.(?:html|json|safetensors)")
 """Pages of records: there may be very many, and their names are their runs', so the marker does not list them."""
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from pydantic import JsonValue
 
 from kdbench.board import figures, pages, safe
+from kdbench.results import outcomes
 from kdbench.results.record import Record, Report, Stage
 from kdbench.results.render import MISSING, count, fixed
 
@@ -41,6 +42,7 @@ def record_page(record: Record, drawn: bool = True) -> str:
         families=[record.family],
         record=record,
         hash16=record.config_hash[:16],
+        kept=record.outcomes is not None and not outcomes.lacking(record),
         task_slug=safe.task_slug(record.task),
         scores=_scores(record),
         selection=_selection(record),
@@ -218,7 +220,7 @@ def _short(value: object) -> str:
 
 
 def _provenance(record: Record) -> Facts:
-    git, machine = record.git, record.hardware
+    git, machine, load = record.git, record.hardware, record.load
     commit = MISSING if git.commit is None else git.commit + (" with changes" if git.dirty else "")
     code = f"{record.code.sha256} ({len(record.code.files)} files)" if record.code else "not known"
     return [
@@ -226,10 +228,13 @@ def _provenance(record: Record) -> Facts:
         ("code", code),
         *_machine(machine.cpu, machine.cores, machine.threads, machine.memory_bytes, machine.accelerator, machine.os),
         *_versions(tuple(record.versions.items())),
+        ("load at start, end", MISSING if load is None else f"{load.start:.1f}, {load.end:.1f}"),
         ("started", record.started.isoformat()),
         ("finished", record.finished.isoformat()),
         ("configuration", record.config_hash),
         ("comparison group", record.group),
+        ("protocol", str(record.protocol)),
+        ("outcomes", MISSING if record.outcomes is None else record.outcomes.sha256),
         ("record", record.digest),
     ]
 

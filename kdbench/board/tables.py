@@ -17,10 +17,10 @@ from kdbench.board.cells import (
     delta_cell,
     figure,
     gap_cell,
-    kind_of,
     p_cell,
     score_cell,
     score_title,
+    seeds_cell,
     shown,
     text,
 )
@@ -30,7 +30,7 @@ from kdbench.plan.cards import Reported
 from kdbench.results import render
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import fixed, number
-from kdbench.results.stats import adjusted, paired
+from kdbench.results.stats import Estimate
 
 
 def comparison_table(view: View, task: Task, root: str = "../") -> Table:
@@ -46,12 +46,19 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         Column(
             "mean", score_title(comparison.metric, comparison.unit), help="mean over seeds ± half of its 95 % interval"
         ),
-        Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
-        Column("p_alone", "p alone", help="paired t test against alone, Holm over the methods"),
-        Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
-        Column("p_kd", "p kd", help="paired t test against kd, Holm over the methods"),
+        Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [interval]"),
+        Column("p_alone", "p alone", help="test against alone, Holm within its family of contrasts"),
+        Column("delta_kd", "Δ kd", help="paired difference to plain distillation [interval]"),
+        Column("p_kd", "p kd", help="test against kd, Holm within its family of contrasts"),
         Column("delta_real", "real − control", hidden=True, help="the method with its real teacher minus this control"),
-        Column("p_real", "p real", hidden=True, help="paired t test of real − control, Holm over the controls"),
+        Column("p_real", "p real", hidden=True, help="test of real − control, Holm over the controls"),
+        Column(
+            "over", "interval over", "text", hidden=True, help="what the intervals are over: seeds, splits, test items"
+        ),
+        Column("mean_seeds", "over seeds", hidden=True, help="mean with its 95 % t interval over seeds alone"),
+        Column("pairs_alone", "pairs alone", hidden=True, help="pairs of runs in Δ alone"),
+        Column("pairs_kd", "pairs kd", hidden=True, help="pairs of runs in Δ kd"),
+        Column("collapsed", "collapsed %", hidden=True, help="share of runs that do no better than a constant"),
         Column("letters", "group", "text", help="arms that share a letter are not distinguishable"),
         Column("gap_closed", "gap closed", help="(arm − alone) / (teacher − alone) [95 % interval]"),
         Column("agreement", "agreement %", help="share of test examples predicted as the teacher predicts them"),
@@ -66,7 +73,7 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         share = safe.finite(row.agreement)
         cells = (
             arm_cell(row, task.family, root),
-            text(kind_of(row, task.family)),
+            text(row.kind),
             figure(row.n),
             figure(row.failed),
             score_cell(row, comparison.unit),
@@ -76,6 +83,11 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
             p_cell(row.p_kd),
             delta_cell(row.delta_real, row.p_real, comparison),
             p_cell(row.p_real),
+            text(row.estimate.over if row.estimate else None),
+            seeds_cell(row, comparison.unit),
+            figure(row.delta_alone.n if row.delta_alone else None),
+            figure(row.delta_kd.n if row.delta_kd else None),
+            figure(row.collapsed, shown(row.collapsed, lambda share: fixed(100 * share, 0))),
             text(row.letters or None),
             gap_cell(row),
             figure(share, None if share is None else fixed(100 * share, 2)),
@@ -119,10 +131,10 @@ CONTEXT = (
 RESULTS = (
     Column("n", "seeds", help="runs that finished"),
     Column("mean", "score", help="mean test score ± half of its 95 % interval, in the task's metric"),
-    Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [95 % interval]"),
-    Column("p_alone", "p alone", help="paired t test against alone, Holm over the task's methods"),
-    Column("delta_kd", "Δ kd", help="paired difference to plain distillation [95 % interval]"),
-    Column("p_kd", "p kd", help="paired t test against kd, Holm over the task's methods"),
+    Column("delta_alone", "Δ alone", help="paired difference to the student without a teacher [interval]"),
+    Column("p_alone", "p alone", help="test against alone, Holm within its family of contrasts"),
+    Column("delta_kd", "Δ kd", help="paired difference to plain distillation [interval]"),
+    Column("p_kd", "p kd", help="test against kd, Holm within its family of contrasts"),
     Column("gap_closed", "gap closed", help="(method − alone) / (teacher − alone) [95 % interval]"),
     Column("train_seconds", "train s", help="wall time of the student's training"),
 )
@@ -151,7 +163,7 @@ def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, fa
     for task in tasks:
         view = task.headline
         for row in headline_rows(view.comparison):
-            arm = (arm_cell(row, task.family, root), text(kind_of(row, task.family)))
+            arm = (arm_cell(row, task.family, root), text(row.kind))
             cells = (*arm, *context_cells(view, task, root)[first:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
@@ -160,23 +172,15 @@ def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, fa
 
 def headline_rows(comparison: Comparison) -> list[Row]:
     """The arms of a comparison with default settings, and those of a method without them; no teacher, no control."""
-    real = [row for row in comparison.rows if row.method != "teacher" and row.control == "none" and row.n]
-    shown = {row.method for row in real if row.default}
-    baselines = {comparison.alone, comparison.kd}
-    kept = []
-    for row in real:
-        if row.method in ("alone", "kd"):
-            if row.label in baselines:
-                kept.append(row)
-        elif row.default or row.method not in shown:
-            kept.append(row)
-    return kept
+    rows = [row for row in comparison.rows if row.control == "none" and row.n]
+    usual = {row.method for row in rows if row.default}
+    return [row for row in rows if row.kind not in ("teacher", "ablation") and (row.default or row.method not in usual)]
 
 
 def judged_rows(comparison: Comparison) -> list[Row]:
     """Those headline rows that say what distillation is worth: baselines and methods, but no control and no bound."""
     kinds = ("baseline", "method")
-    return [row for row in headline_rows(comparison) if kind_of(row, comparison.family) in kinds]
+    return [row for row in headline_rows(comparison) if row.kind in kinds]
 
 
 def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
@@ -187,7 +191,7 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
         for view, row in rows_of(task, method):
             cells = (
                 arm_cell(row, task.family, root),
-                text(kind_of(row, task.family)),
+                text(row.kind),
                 *context_cells(view, task, root)[1:],
             )
             line = (*cells, *result_cells(row, view.comparison))
@@ -202,33 +206,32 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
 
 def settings_table(tasks: Sequence[Task], method: str, root: str) -> Table:
     """What other than default settings change: each such arm minus the method's default one, paired by seed."""
-    changes = []
-    for task in tasks:
-        for view in task.views:
-            rows = [r for r in view.comparison.rows if r.method == method and r.control == "none" and r.n]
-            default = next((row for row in rows if row.default), None)
-            for row in rows if default else ():
-                assert default is not None
-                base = dict(zip(default.seeds, default.scores, strict=True))
-                pairs = [(own, base[s]) for s, own in zip(row.seeds, row.scores, strict=True) if s in base]
-                if row is not default and pairs:
-                    delta = paired([own for own, _ in pairs], [other for _, other in pairs])
-                    changes.append((task, view, row, delta))
     lines = []
-    for (task, view, row, delta), p in zip(changes, adjusted(delta for *_, delta in changes), strict=True):
-        difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
-        cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
-        lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))
+    for task in tasks:
+        for view, row in rows_of(task, method):
+            delta, p = _to_default(row)
+            if delta is not None:
+                difference = (figure(delta.n), delta_cell(delta, p, view.comparison), p_cell(p))
+                cells = (text(row.label), *context_cells(view, task, root)[1:], *difference)
+                lines.append(Line(safe.key(f"{task.slug} {view.id} {row.label}"), cells))
     columns = (
         Column("arm", "settings", "text"),
         *CONTEXT[1:],
         Column("n", "pairs", help="seeds that both settings have"),
-        Column("delta_default", "Δ default", help="paired difference to the default settings [95 % interval]"),
-        Column("p_default", "p", help="paired t test, Holm over this table"),
+        Column("delta_default", "Δ default", help="paired difference to the default settings [interval]"),
+        Column("p_default", "p", help="Holm over the ablations of each comparison"),
     )
     return Table(
         f"settings-{safe.slug(method)}", "Other settings minus the default ones, paired by seed", columns, tuple(lines)
     )
+
+
+def _to_default(row: Row) -> tuple[Estimate | None, float | None]:
+    """The difference of an ablation to the arm with default settings, and its p."""
+    if row.kind != "ablation":
+        return None, None
+    of_baseline = {"alone": (row.delta_alone, row.p_alone), "kd": (row.delta_kd, row.p_kd)}
+    return of_baseline.get(row.method, (row.delta_default, row.p_default))
 
 
 def reported_table(task: Task, reported: Iterable[Reported]) -> Table:

@@ -71,6 +71,26 @@ def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
 
 
 @leaderboard.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[RECORDS…]")
+@click.option("--into", type=click.Path(path_type=Path, dir_okay=False), help="Put it between the marks of a file.")
+def gains(paths: tuple[Path, ...], into: Path | None) -> None:
+    """What each method gains in its tasks' primary comparisons, as a Markdown table; of leaderboard/records by default.
+
+    \b
+    kdbench leaderboard gains
+    kdbench leaderboard gains leaderboard/records --into README.md
+    """
+    from kdbench.board import gains as gaining
+    from kdbench.results import store
+
+    text = gaining.table(store.read(list(paths) or [Path("leaderboard/records")]))
+    if into is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"{into}: {'changed' if gaining.insert(text, into) else 'as it was'}")
+
+
+@leaderboard.command()
 @click.argument("site", type=click.Path(path_type=Path))
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
@@ -118,35 +138,35 @@ def submit(
     """
     from kdbench.board import submit as submitting
 
-    found = submitting.prepare(paths, published)
-    if rerun and found.fresh:
-        found = found.with_problems(_rerun(found.fresh, rerun, runs, yes))
-    written = submitting.write(found) if write else []
+    contribution = submitting.prepare(paths, published)
+    if rerun and contribution.fresh:
+        contribution = contribution.with_problems(_rerun(contribution.fresh, rerun, runs, yes))
+    written = submitting.write(contribution) if write else []
     if as_json:
         from kdbench.results.compare import to_json
 
         print_json(
             {
-                "places": [str(path) for path, _ in found.places],
-                "known": found.known,
+                "places": [str(path) for path, _ in contribution.places],
+                "known": contribution.known,
                 "written": [str(path) for path in written],
-                "notes": found.notes,
-                "problems": problems_json(found.problems),
-                "comparisons": [to_json(comparison) for comparison in found.comparisons],
+                "notes": contribution.notes,
+                "problems": problems_json(contribution.problems),
+                "comparisons": [to_json(comparison) for comparison in contribution.comparisons],
             }
         )
-    elif found.problems:
-        say_problems(found.problems)
-        click.echo(f"{len(found.problems)} problems; nothing was written.", err=True)
+    elif contribution.problems:
+        say_problems(contribution.problems)
+        click.echo(f"{len(contribution.problems)} problems; nothing was written.", err=True)
     else:
-        print_comparisons(found.comparisons)
-        for note in found.notes:
+        print_comparisons(contribution.comparisons)
+        for note in contribution.notes:
             click.echo(line(f"note: {note}"))
-        for path, _ in found.places:
+        for path, _ in contribution.places:
             click.echo(f"{'wrote' if write else 'would write'} {path}")
-        hint = "" if write or not found.places else "; --write does it"
-        click.echo(f"{len(found.places)} new, {found.known} published already{hint}")
-    if found.problems:
+        hint = "" if write or not contribution.places else "; --write does it"
+        click.echo(f"{len(contribution.places)} new, {contribution.known} published already{hint}")
+    if contribution.problems:
         sys.exit(1)
 
 
@@ -158,9 +178,9 @@ def _rerun(fresh: Sequence[tuple[Path, Record]], count: int, runs: Path, yes: bo
     done = [(path, record) for path, record in fresh if record.status == "done"]
     faults = []
     for path, record in random.SystemRandom().sample(done, min(count, len(done))):
-        told = rerun(record, path, runs, lambda brought: consent(brought, yes))
-        click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {path}", err=True)
-        for one in told["differences"]:
+        outcome = rerun(record, path, runs, lambda brought: consent(brought, yes))
+        click.echo(f"{'match' if outcome['match'] else 'DIFFERENCE'}: {path}", err=True)
+        for one in outcome["differences"]:
             field, _, message = one.partition(": ")
             faults.append(Fault(path, field, f"{message}, run again here"))
     return faults

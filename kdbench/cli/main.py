@@ -123,16 +123,16 @@ def list_(pattern: str, as_json: bool) -> None:
     """
     from kdbench.describe import listing
 
-    found = listing(pattern)
+    listed = listing(pattern)
     if as_json:
-        print_json(found)
+        print_json(listed)
         return
-    for heading, rows in found.items():
+    for heading, rows in listed.items():
         if rows:
             click.echo(f"{heading.capitalize()}:")
         for row in rows:
-            told = row["scales"] if "scales" in row else [row["family"], row["role"], f"teacher {row['teacher']}"]
-            click.echo(f"  {row['name']:<16} {row['title']} ({', '.join(told)})")
+            traits = row["scales"] if "scales" in row else [row["family"], row["role"], f"teacher {row['teacher']}"]
+            click.echo(f"  {row['name']:<16} {row['title']} ({', '.join(traits)})")
 
 
 @main.command()
@@ -150,8 +150,8 @@ def show(name: str, as_json: bool) -> None:
     from kdbench import describe
     from kdbench.cli import present
 
-    told = describe.description(name)
-    print_json(told) if as_json else say(present.description(told))
+    described = describe.description(name)
+    print_json(described) if as_json else say(present.description(described))
 
 
 @main.command()
@@ -175,13 +175,13 @@ def compare(
     from kdbench.results.select import matching
 
     places = list(sources or [runs])
-    found = matching(store.read(places), filters)
-    if not found:
+    matches = matching(store.read(places), filters)
+    if not matches:
         raise UsageError(f"No record in {', '.join(map(str, places))} matches {' '.join(filters) or 'anything'}.")
     if markdown:
-        click.echo("\n".join(render.markdown(cleaned(c)) for c in comparing.compare(found, metric)))
+        click.echo("\n".join(render.markdown(cleaned(c)) for c in comparing.compare(matches, metric)))
     else:
-        print_tables(found, as_json, metric=metric)
+        print_tables(matches, as_json, metric=metric)
 
 
 @main.command()
@@ -230,14 +230,14 @@ def reproduce(record: Path, runs: Path, yes: bool, as_json: bool) -> None:
     """
     from kdbench.launch.reproduce import reproduce as again
 
-    told = again(record, runs, lambda brought: consent(brought, yes))
+    outcome = again(record, runs, lambda brought: consent(brought, yes))
     if as_json:
-        print_json(told)
+        print_json(outcome)
     else:
-        click.echo(f"{'match' if told['match'] else 'DIFFERENCE'}: {record}")
-        for one in told["differences"] + told["environment"]:
+        click.echo(f"{'match' if outcome['match'] else 'DIFFERENCE'}: {record}")
+        for one in outcome["differences"] + outcome["environment"]:
             click.echo(line(f"  {one}"))
-    if not told["match"]:
+    if not outcome["match"]:
         sys.exit(1)
 
 
@@ -258,8 +258,8 @@ def check(task: str, scale: str | None, as_json: bool) -> None:
     from kdbench.cli import present
     from kdbench.launch.check import check
 
-    told = check(task, scale)
-    print_json(told) if as_json else say(present.checked(told))
+    checked = check(task, scale)
+    print_json(checked) if as_json else say(present.checked(checked))
 
 
 @main.command()
@@ -296,8 +296,8 @@ def data(name: str | None, words: tuple[str, ...], get: bool, as_json: bool) -> 
     elif get:
         raise UsageError("--fetch needs the name of a data set.")
     names = [name] if name else list(datasets.datasets())
-    told = [datasets.inventory(datasets.dataset(one)) for one in names]
-    print_json(told) if as_json else click.echo(present.inventory(told))
+    inventories = [datasets.inventory(datasets.dataset(one)) for one in names]
+    print_json(inventories) if as_json else click.echo(present.inventory(inventories))
 
 
 @main.command()
@@ -312,8 +312,8 @@ def doctor(as_json: bool) -> None:
     from kdbench import describe
     from kdbench.cli import present
 
-    told = describe.doctor()
-    print_json(told) if as_json else click.echo(present.doctor(told))
+    installation = describe.doctor()
+    print_json(installation) if as_json else click.echo(present.doctor(installation))
 
 
 for _command in (
@@ -368,8 +368,10 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Stands in for Python's traceback, which ``--debug`` brings back. The exit code stays 1."""
-    told = cut(str(error), 20_000)
-    click.echo(f"Error: {kind.__name__}: {told}\nNobody foresaw this one: 'kdbench --debug …' shows where.", err=True)
+    message = cut(str(error), 20_000)
+    click.echo(
+        f"Error: {kind.__name__}: {message}\nNobody foresaw this one: 'kdbench --debug …' shows where.", err=True
+    )
 
 
 _STAND_INS = {"Δ": "D", "−": "-", "–": "-", "±": "+-", "×": "x", "·": "*", "²": "2", "…": "...", "→": "->", "≤": "<="}

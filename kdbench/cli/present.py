@@ -12,18 +12,21 @@ from typing import Any
 WIDTH = 110
 
 
-def description(told: dict[str, Any]) -> str:
+def description(described: dict[str, Any]) -> str:
     """A task, the methods of one name, or a record."""
-    if "methods" in told and "task" not in told:
-        return "\n\n".join(_method(one) for one in told["methods"])
-    return _task(told) if "task" in told else json.dumps(told["record"], indent=1)
+    if "methods" in described and "task" not in described:
+        return "\n\n".join(_method(one) for one in described["methods"])
+    return _task(described) if "task" in described else json.dumps(described["record"], indent=1)
 
 
-def _method(told: dict[str, Any]) -> str:
-    lines = [f"{told['method']} ({told['family']}): {told['title']}", f"{told['role']}, teacher: {told['teacher']}"]
-    lines += [f"paper: {told['paper']}"] if told["paper"] else []
-    lines += ["", told["doc"], "", "Hyper-parameters (method.NAME=VALUE):" if told["hyperparameters"] else ""]
-    return "\n".join([*lines, *_fields(told["hyperparameters"], {})]).rstrip()
+def _method(method: dict[str, Any]) -> str:
+    lines = [
+        f"{method['method']} ({method['family']}): {method['title']}",
+        f"{method['role']}, teacher: {method['teacher']}",
+    ]
+    lines += [f"paper: {method['paper']}"] if method["paper"] else []
+    lines += ["", method["doc"], "", "Hyper-parameters (method.NAME=VALUE):" if method["hyperparameters"] else ""]
+    return "\n".join([*lines, *_fields(method["hyperparameters"], {})]).rstrip()
 
 
 def _fields(fields: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[str]:
@@ -42,52 +45,52 @@ def _data(head: str, data: dict[str, str]) -> str:
     return f"{head}: {data['title']}; licence: {data['licence']}{source}"
 
 
-def _task(told: dict[str, Any]) -> str:
+def _task(task: dict[str, Any]) -> str:
     lines = [
-        f"{told['task']}: {told['title']}",
-        f"family {told['family']}, {told['kind'].replace('_', ' ')}, metric {told['metric']}",
-        _data("data", told["data"]),
-        *(_data(f"data of scale={scale}", data) for scale, data in told["data_of_scales"].items()),
-        f"methods: {', '.join(told['methods'])}",
-        *_choices(told),
-        *textwrap.wrap(told["notes"], WIDTH),
+        f"{task['task']}: {task['title']}",
+        f"family {task['family']}, {task['kind'].replace('_', ' ')}, metric {task['metric']}",
+        _data("data", task["data"]),
+        *(_data(f"data of scale={scale}", data) for scale, data in task["data_of_scales"].items()),
+        f"methods: {', '.join(task['methods'])}",
+        *_choices(task),
+        *textwrap.wrap(task["notes"], WIDTH),
     ]
-    for section, doc in told["sections"].items():
+    for section, doc in task["sections"].items():
         paragraphs = f"{section}: {doc}".split("\n\n")
         lines += ["", *(line for text in paragraphs for line in textwrap.wrap(text, WIDTH))]
-    for scale, sections in told["scales"].items():
+    for scale, sections in task["scales"].items():
         lines += ["", f"scale={scale}"]
-        for section, fields in told["options"].items():
+        for section, fields in task["options"].items():
             lines += [f" {section}.", *_fields(fields, sections.get(section, {}))]
-    if told["reported"]:
+    if task["reported"]:
         lines += ["", "Reported elsewhere, not measured here:"]
-    for entry in told["reported"]:
+    for entry in task["reported"]:
         spread = f" ± {entry['spread']:.4f}" if entry["spread"] is not None else ""
         who = f"{entry['arm']} ({entry['student']})" if entry["student"] else entry["arm"]
         lines.append(f"  {who}: {entry['metric']} {entry['value']:.4f}{spread}  [{entry['source']}]")
     return "\n".join(lines)
 
 
-def _choices(told: dict[str, Any]) -> list[str]:
+def _choices(task: dict[str, Any]) -> list[str]:
     """The card's defaults of methods, what arms search, and the primary comparison."""
     lines = []
-    for name, values in told["defaults_of_methods"].items():
+    for name, values in task["defaults_of_methods"].items():
         lines.append(f"defaults of {name}: {' '.join(f'{key}={json.dumps(value)}' for key, value in values.items())}")
-    if told["search"]:
-        lines.append(f"every arm searches: {json.dumps(told['search'])}")
-    if primary := told["primary"]:
+    if task["search"]:
+        lines.append(f"every arm searches: {json.dumps(task['search'])}")
+    if primary := task["primary"]:
         student = [f"student.{name}={value}" for name, value in primary["student"].items()]
         words = [f"scale={primary['scale']}", *student, *primary["settings"]]
         lines.append(f"primary comparison: {' '.join(words)}, by {primary['metric']}")
-    lines += [f"reference: {told['reference']}"] if told["reference"] else []
-    lines += [f"excused, {check}: {why}" for check, why in told["excused"].items()]
+    lines += [f"reference: {task['reference']}"] if task["reference"] else []
+    lines += [f"excused, {check}: {why}" for check, why in task["excused"].items()]
     return lines
 
 
-def checked(told: dict[str, Any]) -> str:
+def checked(task: dict[str, Any]) -> str:
     """A task that was checked, scale by scale."""
-    lines = [f"{told['task']}: {told['family']}, {told['kind'].replace('_', ' ')}, metric {told['metric']}"]
-    for scale, one in told["scales"].items():
+    lines = [f"{task['task']}: {task['family']}, {task['kind'].replace('_', ' ')}, metric {task['metric']}"]
+    for scale, one in task["scales"].items():
         sizes = ", ".join(f"{split} {count}" for split, count in one["sizes"].items())
         lines += ["", f"scale={scale}: data {one['data']}; {sizes}; licence: {one['licence']}"]
         lines.append(f"  fingerprint {one['sha256'][:16]}…, of the split {one['split_sha256'][:16]}…")
@@ -100,10 +103,10 @@ def checked(told: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def inventory(told: Sequence[dict[str, Any]]) -> str:
+def inventory(datasets: Sequence[dict[str, Any]]) -> str:
     """Data sets with the state of their files."""
     lines = []
-    for one in told:
+    for one in datasets:
         lines.append(f"{one['name']} ({one['family']}): {one['state']}. {one['title']}; licence: {one['licence']}")
         lines += [f"  source: {one['source']}"] if one["source"] else []
         for file in one["files"]:
@@ -124,12 +127,12 @@ def rows(listed: Sequence[dict[str, Any]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def doctor(told: dict[str, Any]) -> str:
+def doctor(installation: dict[str, Any]) -> str:
     """Versions, devices and extras."""
-    lines = [f"python {told['python']}"]
-    lines += [f"{name} {found or 'MISSING'}" for name, found in told["packages"].items()]
-    lines += [f"device: {device}" for device in told["devices"]]
-    for extra, state in told["extras"].items():
+    lines = [f"python {installation['python']}"]
+    lines += [f"{name} {version or 'MISSING'}" for name, version in installation["packages"].items()]
+    lines += [f"device: {device}" for device in installation["devices"]]
+    for extra, state in installation["extras"].items():
         if state["missing"]:
             missing = ", ".join(state["missing"])
             lines.append(

@@ -77,9 +77,9 @@ def say(text: str, err: bool = False) -> None:
     click.echo(clean(text), err=err)
 
 
-def say_problems(found: Iterable[Fault]) -> None:
+def say_problems(faults: Iterable[Fault]) -> None:
     """Print what is wrong with records, one line for each fault."""
-    for fault in found:
+    for fault in faults:
         click.echo(line(f"{fault.path}: {fault.field}: {fault.message}"), err=True)
 
 
@@ -97,8 +97,8 @@ def consent(brought: Sequence[str], yes: bool) -> None:
     """Ask before what a record brings is used. UsageError for a no, and where nobody is there to ask."""
     if not brought or yes:
         return
-    told = "\n".join(f"  {line(one)}" for one in brought)
-    click.echo(f"This record brings what the task's defaults do not:\n{told}", err=True)
+    listed = "\n".join(f"  {line(one)}" for one in brought)
+    click.echo(f"This record brings what the task's defaults do not:\n{listed}", err=True)
     if not sys.stdin.isatty():
         raise UsageError("Nothing was run. --yes runs it without asking.")
     if not click.confirm("Run it?", err=True):
@@ -121,18 +121,18 @@ def print_runs(runs: Iterable[Named], as_json: bool) -> None:
     print_json(lines) if as_json else click.echo("\n".join(f"{one['hash'][:16]}  {one['command']}" for one in lines))
 
 
-def problems_json(found: Iterable[Fault]) -> list[dict[str, str]]:
+def problems_json(faults: Iterable[Fault]) -> list[dict[str, str]]:
     """What is wrong with records, for machines."""
-    return [{"path": str(fault.path), "field": fault.field, "message": fault.message} for fault in found]
+    return [{"path": str(fault.path), "field": fault.field, "message": fault.message} for fault in faults]
 
 
 def print_tables(
-    found: Sequence[Record], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None
+    records: Sequence[Record], as_json: bool, folders: Sequence[Path] = (), metric: str | None = None
 ) -> None:
     """Print the comparisons of records, and where the records are."""
     from kdbench.results import compare
 
-    comparisons = compare.compare(found, metric)
+    comparisons = compare.compare(records, metric)
     if as_json:
         places = [str(folder / "record.json") for folder in folders]
         print_json({"comparisons": [compare.to_json(c) for c in comparisons], "records": places})
@@ -146,7 +146,7 @@ def raise_failures(report: Report, asked: int) -> None:
     """Raise one error that names every run that failed; nothing where none did."""
     if not report.failures:
         return
-    listed = "\n  ".join([f"{len(report.failures)} of {asked} runs failed:", *report.told])
+    listed = "\n  ".join([f"{len(report.failures)} of {asked} runs failed:", *report.reasons])
     errors = [error for _, error in report.failures.values()]
     kind = UsageError if all(isinstance(error, UsageError) for error in errors) else KdbenchError
     raise kind(listed) from ExceptionGroup("failed runs", errors)

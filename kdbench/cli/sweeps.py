@@ -19,7 +19,7 @@ from kdbench.cli.shared import (
     runs_option,
     stale_option,
 )
-from kdbench.errors import DamagedError, KdbenchError, UsageError
+from kdbench.errors import DamagedError, DataError, KdbenchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -100,7 +100,7 @@ def _start(asked: Sweep, chosen: Sequence[Run], as_json: bool, wait: bool, keep_
         pool.check(chosen)
     ready(asked.root)
     asked.save()
-    known = {told.hash: told for told in statuses(asked)}
+    known = {one.hash: one for one in statuses(asked)}
     for run in chosen:
         if known[run.hash].phase == "done" and (why := outdated(asked.root, run)):
             _say(f"{why} {'It is kept.' if keep_stale else 'The run is done again.'}")
@@ -152,13 +152,13 @@ def _watch(asked: Sweep) -> None:
     before, began = "", time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            found = statuses(asked)
+            listed = statuses(asked)
             if console.is_terminal:
-                live.update(_shown(asked, found, False), refresh=True)
-            elif (told := _told(counts(found))) != before:
-                _say(told)
-                before = told
-            if not any(one.active for one in found) and not pool.at_work(asked.folder):
+                live.update(_shown(asked, listed, False), refresh=True)
+            elif (summary := _in_words(counts(listed))) != before:
+                _say(summary)
+                before = summary
+            if not any(one.active for one in listed) and not pool.at_work(asked.folder):
                 return
             time.sleep(min(30.0, 1 + (time.monotonic() - began) / 30))  # a cluster's controller serves others too
 
@@ -171,9 +171,9 @@ def _finish(asked: Sweep, chosen: Sequence[Run], as_json: bool) -> None:
     from kdbench.results.record import InvalidRecord, Record
 
     wanted = {run.hash for run in chosen}
-    found = [told for told in statuses(asked) if told.hash in wanted]
+    ended = [one for one in statuses(asked) if one.hash in wanted]
     records, missing = dict[str, Record](), dict[str, str]()
-    for one in found:
+    for one in ended:
         try:
             record = record_of(asked.root, asked.runs[one.hash]) if one.phase == "done" else None
         except InvalidRecord as error:
@@ -186,7 +186,7 @@ def _finish(asked: Sweep, chosen: Sequence[Run], as_json: bool) -> None:
     print_tables(list(records.values()), as_json, [run_folder(asked.root, asked.runs[key]) for key in records])
     if missing:
         listed = [f"{command.removeprefix('kdbench run ')}: {why}" for command, why in missing.items()]
-        raise KdbenchError("\n  ".join([f"{len(missing)} of {len(found)} runs have no result:", *listed]))
+        raise KdbenchError("\n  ".join([f"{len(missing)} of {len(ended)} runs have no result:", *listed]))
 
 
 @click.command()
@@ -209,26 +209,26 @@ def status(name: str | None, runs: Path, as_json: bool, watch: bool, every: bool
     from kdbench.launch.status import counts, statuses
 
     if name is None:
-        found = {one.name: counts(statuses(one)) for one in _all(runs)}
+        by_sweep = {one.name: counts(statuses(one)) for one in _all(runs)}
         if as_json:
-            print_json(found)
+            print_json(by_sweep)
             return
-        for one, numbers in found.items():
-            click.echo(f"{one}: {_told(numbers)}")
+        for one, numbers in by_sweep.items():
+            click.echo(f"{one}: {_in_words(numbers)}")
         if not sweeps.names(runs):
             click.echo(f"No sweep under {runs}.")
         return
     asked = sweeps.load(name, runs)
     if watch:
         _watch(asked)
-    told = statuses(asked)
+    listed = statuses(asked)
     if as_json:
-        print_json({"sweep": name, "counts": counts(told), "runs": [one.to_json() for one in told]})
+        print_json({"sweep": name, "counts": counts(listed), "runs": [one.to_json() for one in listed]})
     else:
         from rich.console import Console
 
         here = Console()
-        Console(width=None if here.is_terminal else 140).print(_shown(asked, told, every))
+        Console(width=None if here.is_terminal else 140).print(_shown(asked, listed, every))
 
 
 def _all(runs: Path) -> Iterator[Sweep]:
@@ -242,11 +242,11 @@ def _all(runs: Path) -> Iterator[Sweep]:
             _say(f"{name}: {error} 'kdbench sweep' with its words writes it anew.")
 
 
-def _told(numbers: dict[str, int]) -> str:
+def _in_words(numbers: dict[str, int]) -> str:
     return ", ".join(f"{number} {phase}" for phase, number in numbers.items())
 
 
-def _shown(asked: Sweep, told: Sequence[RunStatus], every: bool) -> Group:
+def _shown(asked: Sweep, listed: Sequence[RunStatus], every: bool) -> Group:
     """The counts, and below them a table of the runs that there is something to say of."""
     from rich.console import Group
     from rich.table import Table
@@ -257,10 +257,10 @@ def _shown(asked: Sweep, told: Sequence[RunStatus], every: bool) -> Group:
 
     table = Table("run", "hash", "phase", "job", "", box=None, padding=(0, 2, 0, 0))
     named = labels(asked.runs.values())
-    for one in told:
+    for one in listed:
         if every or one.phase not in ("done", "pending"):
             table.add_row(*map(Text, (named[one.hash], one.hash[:16], one.phase, one.job or "", one.detail)))
-    return Group(Text(f"{asked.name}: {_told(counts(told))}"), *([table] if table.row_count else []))
+    return Group(Text(f"{asked.name}: {_in_words(counts(listed))}"), *([table] if table.row_count else []))
 
 
 @click.command()
@@ -313,7 +313,7 @@ def cancel(name: str, runs: Path, as_json: bool) -> None:
 @json_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the records.")
 def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
-    """Copy the records that a sweep has so far, as TASK/METHOD/HASH.json: what a leaderboard is built from.
+    """Copy the records that a sweep has so far, as TASK/METHOD/HASH.json, with their outcomes beside them.
 
     \b
     kdbench collect first -o records
@@ -329,15 +329,16 @@ def collect(name: str, runs: Path, as_json: bool, output: Path) -> None:
     for run in asked.runs.values():
         try:
             record = record_of(asked.root, run)
-        except InvalidRecord as error:
-            _say(f"Left out: {error.short}")
-            continue
-        if record is not None and record.status == "done":
-            if why := outdated(asked.root, run):
-                _say(why)
+            if record is None or record.status != "done":
+                continue
             path = output / run.task / run.method / f"{run.hash[:16]}.json"
             store.write(record, path)
-            written.append(str(path))
+        except (InvalidRecord, DataError) as error:
+            _say(f"Left out: {error.short if isinstance(error, InvalidRecord) else error}")
+            continue
+        if why := outdated(asked.root, run):
+            _say(why)
+        written.append(str(path))
     if as_json:
         print_json({"records": written, "runs": len(asked.runs)})
     else:
@@ -357,13 +358,13 @@ def logs(run: str, runs: Path, name: str | None) -> None:
     from kdbench.launch import sweep as sweeps
     from kdbench.launch.status import log_files
 
-    found = log_files([sweeps.load(name, runs)] if name else _all(runs), run)
-    if not found:
+    files = log_files([sweeps.load(name, runs)] if name else _all(runs), run)
+    if not files:
         raise UsageError(f"No sweep under {runs} has a log of a run '{run}'.")
-    several = sorted({key[:16] for key, _ in found})
+    several = sorted({key[:16] for key, _ in files})
     if len(several) > 1:
         raise UsageError(f"'{run}' is the beginning of several runs: {', '.join(several)}.")
-    newest = max((path for _, path in found), key=lambda path: path.stat().st_mtime)
+    newest = max((path for _, path in files), key=lambda path: path.stat().st_mtime)
     click.echo(newest.read_text(errors="replace"), nl=False)
 
 

@@ -22,7 +22,6 @@ from kdbench.plan.options import Trainer
 
 EXPECTED = (
     r"The '\w+_dataloader' does not have many workers",  # small batches, made faster than workers could hand them over
-    r"Checkpoint directory .* exists and is not empty",  # the run's own folder
     r"Found \d+ module\(s\) in eval mode",  # parts that a network keeps frozen
     r"GPU available but not used",  # asked for by trainer.accelerator=cpu
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # what is logged is that of all processes

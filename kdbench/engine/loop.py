@@ -44,6 +44,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
     """
 
     _lean = False
+    _callbacks: tuple[pl.Callback, ...] = ()
 
     @classmethod
     def install(cls, trainer: pl.Trainer) -> None:
@@ -60,7 +61,9 @@ class LeanEpochLoop(_TrainingEpochLoop):
         self._clips = self.trainer.gradient_clip_val or is_overridden(
             "configure_gradient_clipping", self.trainer.lightning_module, pl.LightningModule
         )
-        self._listeners = {hook: _listeners(self.trainer, hook) for hook in HOOKS}
+        if (callbacks := tuple(self.trainer.callbacks)) != self._callbacks:
+            self._callbacks = callbacks
+            self._listeners = {hook: _listeners(self.trainer, hook) for hook in HOOKS}
         if self._lean and self.trainer.strategy.root_device.type == "cpu":
             # a step would ask for a GPU's driver each time, 0.1 ms where there is none
             self.trainer.optimizers[0]._accelerator_graph_capture_health_check = _nothing

@@ -192,10 +192,9 @@ class DistillationModule(pl.LightningModule, ABC):
         raise NonFiniteLossError(self.global_step, first)
 
     def _add_to_logs(self, values: Mapping[str, Tensor | float], targets: Any, batch_idx: int) -> None:
-        """Log ``train/<name>``, each the mean over the epoch's examples in all processes.
+        """With the epoch's last batch, publish each as ``train/<name>``: the mean over examples in all processes.
 
-        Summed here in double precision and handed to Lightning with the last batch: its own bookkeeping costs
-        milliseconds a step. The loss has been waited for, so reading the other values waits for nothing.
+        Summed in double precision. The loss has been waited for, so reading the other values waits for nothing.
         """
         size, sums = len(targets), self._sums
         for name, value in values.items():
@@ -205,9 +204,12 @@ class DistillationModule(pl.LightningModule, ABC):
         if self._ends_epoch(batch_idx):
             if self.trainer.world_size > 1:
                 sums = _summed(of_all(sums))
-            means = {name: total / examples for name, (total, examples) in sums.items()}
-            self.log_dict(means, on_epoch=True, on_step=False, batch_size=1)
+            self._publish({name: total / examples for name, (total, examples) in sums.items()})
             self._sums = {}
+
+    def _publish(self, values: Mapping[str, float]) -> None:
+        """Give callbacks the values of an epoch. Lightning's ``log_dict``, to the same end, takes 0.4 ms for each."""
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
     def _ends_epoch(self, batch_idx: int) -> bool:
         """Whether no batch of the epoch comes after this one: it is the last, or takes the last step of the budget."""
@@ -252,7 +254,7 @@ class DistillationModule(pl.LightningModule, ABC):
         else:
             losses, self._losses = self._losses, []
             values = {"loss": sum(loss * size for loss, size in losses) / sum(size for _, size in losses)}
-        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        self._publish({f"val/{name}": value for name, value in values.items()})
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """The objective's parameter groups, which must hold all that is trained once."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdbench.engine import outputs, own
 from kdbench.engine.cache import CacheKey, TeacherCache
-from kdbench.engine.callbacks import Selection
+from kdbench.engine.callbacks import Selection, remove_checkpoint
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
@@ -337,7 +337,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
             save_file(selection.weights, folder / "weights.safetensors")
             if selection.networks:
                 save_file(selection.networks, folder / "networks.safetensors")
-            (folder / "last.ckpt").unlink(missing_ok=True)
+            remove_checkpoint(folder)
             report = {"epoch": selection.epoch, f"val/{selection.metric}": selection.value}
             return {**report, "train_seconds": curves.seconds, "curves": curves.values}
 

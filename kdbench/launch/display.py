@@ -37,7 +37,7 @@ class Bars:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -45,8 +45,8 @@ class Bars:
             transient=True,
             refresh_per_second=5,
         )
-        self.all = self.progress.add_task("runs", total=len(names) if total is None else total, told="")
-        self.lines = [self.progress.add_task("", total=None, told="", visible=False) for _ in range(workers)]
+        self.all = self.progress.add_task("runs", total=len(names) if total is None else total, state="")
+        self.lines = [self.progress.add_task("", total=None, state="", visible=False) for _ in range(workers)]
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -59,22 +59,22 @@ class Bars:
 
     def begin(self, run: NamedRun, worker: int = 0) -> None:
         """A run begins."""
-        self.progress.reset(self.lines[worker], description=self.names[run.hash], told="", visible=True)
+        self.progress.reset(self.lines[worker], description=self.names[run.hash], state="", visible=True)
 
-    def end(self, run: NamedRun, told: str, worker: int = 0) -> None:
+    def end(self, run: NamedRun, ending: str, worker: int = 0) -> None:
         """A run is over."""
         self.progress.update(self.lines[worker], visible=False)
         self.progress.advance(self.all)
-        self.console.print(f"{self.names[run.hash]}: {told}", soft_wrap=True)
+        self.console.print(f"{self.names[run.hash]}: {ending}", soft_wrap=True)
 
     def stage(self, name: str, worker: int = 0) -> None:
         """A stage of the run begins."""
-        self.progress.update(self.lines[worker], told=f"stage {name}")
+        self.progress.update(self.lines[worker], state=f"stage {name}")
 
     def epoch(self, done: int, total: int, value: float | None, worker: int = 0) -> None:
         """An epoch of the run is done."""
-        told = "" if value is None else f"val {value:.4f}"
-        self.progress.update(self.lines[worker], completed=done, total=total, told=told)
+        state = "" if value is None else f"val {value:.4f}"
+        self.progress.update(self.lines[worker], completed=done, total=total, state=state)
 
     def note(self, text: str) -> None:
         """Something the user should know."""

@@ -30,7 +30,9 @@ class Ending:
         """What a run that died of ``error`` tells."""
         full = disk_full(error)
         where = (full.errno, full.filename) if full and full.errno else None
-        return cls(False, told(error), isinstance(error, UsageError), "".join(traceback.format_exception(error)), where)
+        return cls(
+            False, in_one_line(error), isinstance(error, UsageError), "".join(traceback.format_exception(error)), where
+        )
 
     def error(self) -> KdbenchError:
         """The failure as an error of this process; ``--debug`` shows where it happened."""
@@ -45,7 +47,7 @@ class Ending:
             raise OSError(number, self.reason, file)
 
 
-def told(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """An error in words; one that nobody foresaw also by its kind."""
     return str(error) if isinstance(error, KdbenchError) else f"{type(error).__name__}: {error}"
 

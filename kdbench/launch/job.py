@@ -16,7 +16,7 @@ from queue import Queue
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kdbench.errors import StoppedError
-from kdbench.launch.endings import Ending, told
+from kdbench.launch.endings import Ending, in_one_line
 from kdbench.launch.states import Journal, state_path
 from kdbench.launch.sweep import Run
 from kdbench.plan.family import require_extra
@@ -44,7 +44,7 @@ def journalled(run: Run, root: Path, journal: Journal, reporter: Reporter | None
         journal.end("stopped", str(error))
         raise
     except Exception as error:  # whatever it is, the state file should name it
-        journal.end("failed", told(error))
+        journal.end("failed", in_one_line(error))
         raise
     journal.end("done")
     return outcome
@@ -65,7 +65,7 @@ def prepare(runs: list[Run], root: Path) -> None:
         except StoppedError:
             raise
         except Exception as error:
-            print(f"{run.command}: {told(error)}", file=sys.stderr)
+            print(f"{run.command}: {in_one_line(error)}", file=sys.stderr)
 
 
 def on_signal(number: signal.Signals, then: Callable[[], Any] | None = None, quiet: bool = False) -> None:
@@ -88,7 +88,7 @@ class Teller:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.journal: Journal | None = None
-        self._told = 0.0
+        self._written = 0.0
 
     def send(self, **message: Any) -> None:
         """Tell the parent; one that is gone hears nothing."""
@@ -98,7 +98,7 @@ class Teller:
 
     def begin(self, journal: Journal | None) -> None:
         """A run begins."""
-        self.journal, self._told = journal, 0.0
+        self.journal, self._written = journal, 0.0
 
     def stage(self, name: str) -> None:
         """A stage of the run begins."""
@@ -110,8 +110,8 @@ class Teller:
         """An epoch of the student's training is done; the parent hears of the first, and of a few a second."""
         if self.journal:
             self.journal.epoch(done, total, value)
-        if time.monotonic() - self._told > INTERVAL:
-            self._told = time.monotonic()
+        if time.monotonic() - self._written > INTERVAL:
+            self._written = time.monotonic()
             self.send(epoch=(done, total, value))
 
     def note(self, text: str) -> None:

@@ -13,7 +13,7 @@ from kdbench.errors import DISK_FULL, KdbenchError, UsageError
 from kdbench.launch import pool
 from kdbench.launch.check import check_plans
 from kdbench.launch.display import Bars, names_of
-from kdbench.launch.endings import Ending, disk_full, told
+from kdbench.launch.endings import Ending, disk_full, in_one_line
 from kdbench.launch.states import record_of
 from kdbench.launch.sweep import Local, Run
 from kdbench.plan.cards import card
@@ -36,9 +36,9 @@ class Report:
     """The split whose scores are shown as runs end."""
 
     @property
-    def told(self) -> list[str]:
+    def reasons(self) -> list[str]:
         """One line a failure."""
-        return [f"{name}: {told(error)}" for name, error in self.failures.values()]
+        return [f"{name}: {in_one_line(error)}" for name, error in self.failures.values()]
 
 
 def with_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -79,16 +79,16 @@ def launch(
     return Report(_in_order(report.records, configs), _in_order(report.failures, configs))
 
 
-def _in_order(found: Mapping[str, T], configs: Sequence[RunConfig]) -> dict[str, T]:
-    return {config.hash: found[config.hash] for config in configs if config.hash in found}
+def _in_order(by_hash: Mapping[str, T], configs: Sequence[RunConfig]) -> dict[str, T]:
+    return {config.hash: by_hash[config.hash] for config in configs if config.hash in by_hash}
 
 
 def _workers(configs: Sequence[RunConfig], asked: int | None) -> int:
     """Workers for these runs: 1, which is this process, where each is several processes or takes the GPU."""
     several = any(config.trainer.processes > 1 for config in configs) or _launched()
     if several and (asked or 1) > 1:
-        told = "runs of several processes, and those that srun or torchrun starts, are done one after another"
-        raise UsageError(f"--workers {asked}: {told}.")
+        why = "runs of several processes, and those that srun or torchrun starts, are done one after another"
+        raise UsageError(f"--workers {asked}: {why}.")
     if several or len(configs) < 2:
         return 1
     return asked or (1 if _gpu(configs) else cores())
@@ -171,7 +171,7 @@ def _done(config: RunConfig, record: Record, reused: bool, bars: Bars, report: R
 
 def _failed(config: RunConfig, error: Exception, bars: Bars, report: Report, worker: int = 0) -> None:
     report.failures[config.hash] = bars.names[config.hash], error
-    bars.end(config, f"FAILED: {told(error)}", worker)
+    bars.end(config, f"FAILED: {in_one_line(error)}", worker)
 
 
 def ready(root: Path) -> None:

@@ -65,7 +65,7 @@ class _Worker:
 
     def _start(self, threads: int) -> subprocess.Popen[str]:
         """A process that finds modules where this one does, and that a terminal's Ctrl-C does not reach."""
-        found = os.pathsep.join(place or os.getcwd() for place in sys.path)
+        places = os.pathsep.join(place or os.getcwd() for place in sys.path)
         try:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "kdbench.launch.job", *self.places],
@@ -77,7 +77,7 @@ class _Worker:
                     "OMP_WAIT_POLICY": "PASSIVE",
                     **os.environ,
                     **dict.fromkeys(THREADS, str(threads)),
-                    "PYTHONPATH": found,
+                    "PYTHONPATH": places,
                 },
             )
         except OSError as error:
@@ -154,10 +154,10 @@ class _Queue:
 
 def check(runs: Iterable[Run]) -> None:
     """Raise :class:`UsageError` for runs of several processes: those start each other by the command line of a run."""
-    if found := next((run for run in runs if run.nodes * run.processes > 1), None):
-        told = found.command.removeprefix("kdbench run ")
+    if several := next((run for run in runs if run.nodes * run.processes > 1), None):
+        words = several.command.removeprefix("kdbench run ")
         raise UsageError(
-            f"launcher=local does runs of one process, not '{told}'. 'kdbench run' does it, or launcher=slurm."
+            f"launcher=local does runs of one process, not '{words}'. 'kdbench run' does it, or launcher=slurm."
         )
 
 
@@ -170,21 +170,21 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
     A run whose process died is started again ``local.retries`` times.
     """
     queue = _Queue(root, runs, local.retries)
-    told: Queue[Callable[[], None] | None] = Queue()  # what the workers' threads have for this one
+    calls: Queue[Callable[[], None] | None] = Queue()  # what the workers' threads have for this one
 
     def hear(number: int, run: Run, said: dict[str, Any]) -> None:
         if "epoch" in said:
             queue.training(run)
             done, total, value = said["epoch"]
-            told.put(partial(bars.epoch, done, total, value, number))
+            calls.put(partial(bars.epoch, done, total, value, number))
         elif "stage" in said:
-            told.put(partial(bars.stage, said["stage"], number))
+            calls.put(partial(bars.stage, said["stage"], number))
         else:
-            told.put(partial(bars.note, said["note"]))
+            calls.put(partial(bars.note, said["note"]))
 
     def work_off(number: int, worker: _Worker) -> None:
         while (run := queue.take()) is not None:
-            told.put(partial(bars.begin, run, number))
+            calls.put(partial(bars.begin, run, number))
             try:
                 ending = worker.do(run, partial(hear, number, run))
             except ChildProcessError as died:
@@ -192,14 +192,14 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
                     continue
                 ending = Ending(reason=f"lost: {died}")
             queue.training(run)
-            told.put(partial(_end, ended, run, ending, number))
+            calls.put(partial(_end, ended, run, ending, number))
 
     def work(number: int, worker: _Worker) -> None:
         try:
             work_off(number, worker)
         except BaseException as error:
-            told.put(partial(_raise, error))
-        told.put(None)
+            calls.put(partial(_raise, error))
+        calls.put(None)
 
     crew = [_Worker(root, folder) for _ in range(min(local.workers, len(queue.waiting)))]
     for number, worker in enumerate(crew):
@@ -207,7 +207,7 @@ def launch(root: Path, runs: Iterable[Run], local: Local, bars: Bars, ended: End
     try:
         left = len(crew)
         while left:
-            tell = told.get()
+            tell = calls.get()
             if tell is None:
                 left -= 1
             else:
@@ -245,19 +245,19 @@ def announced(folder: Path) -> Iterator[None]:
 
 def at_work(folder: Path) -> list[int]:
     """The processes of this machine that are at a sweep, by their numbers."""
-    found = []
+    processes = []
     for path in (folder / "processes").glob(f"{socket.gethostname()}-*.lock"):
         try:
             with FileLock(path, timeout=0):
                 path.unlink()  # its process is gone
         except Timeout:
-            found.append(int(path.stem.rpartition("-")[2]))
-    return found
+            processes.append(int(path.stem.rpartition("-")[2]))
+    return processes
 
 
 def stop(folder: Path) -> list[int]:
     """Tell them to stop, as Ctrl-C would; their numbers."""
-    found = at_work(folder)
-    for process in found:
+    processes = at_work(folder)
+    for process in processes:
         os.kill(process, signal.SIGINT)
-    return found
+    return processes

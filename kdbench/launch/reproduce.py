@@ -87,14 +87,16 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
 
     Any text that is not one of an option's own choices may name a file, or what a hub is asked for.
     """
-    told, cores = [], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    unusual, cores = [], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.trainer.processes > 1:
-        told.append(f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes")
+        unusual.append(
+            f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}: processes"
+        )
     if old.hardware.threads > cores:
-        told.append(f"{old.hardware.threads} threads, on {cores} cores")
+        unusual.append(f"{old.hardware.threads} threads, on {cores} cores")
     if config.card:
-        told.append(f"task={config.card}: a card, and the data that it describes")
-    told += [f"the module '{module}': code of a network" for module in modules(config.student, config.teacher)]
+        unusual.append(f"task={config.card}: a card, and the data that it describes")
+    unusual += [f"the module '{module}': code of a network" for module in modules(config.student, config.teacher)]
     chosen = {name: getattr(config, name) for name in ("method", "scale", "control", "seed")} | {"task": config.asked}
     usual = resolve(chosen)
     for section in ("hyperparameters", *SECTIONS):
@@ -103,8 +105,8 @@ def brought(old: records.Record, config: RunConfig) -> list[str]:
             value = getattr(own, name)
             if _free(kind) and value != getattr(default, name) and value is not None:
                 place = "method" if section == "hyperparameters" else section
-                told.append(f"{place}.{name}={word(value)}: a file, or a download")
-    return told
+                unusual.append(f"{place}.{name}={word(value)}: a file, or a download")
+    return unusual
 
 
 def _free(kind: Any) -> bool:
@@ -120,26 +122,26 @@ def _same(before: float, after: float | None, version: int) -> bool:
 
 
 def _numbers(old: records.Record, new: records.Record) -> list[str]:
-    told = []
+    differences = []
     for split in ("val", "test"):
         before, after = ({} if side.metrics is None else getattr(side.metrics, split) for side in (old, new))
         differing = (k for k in before if not _same(before[k], after.get(k), old.schema_version))
-        told += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
+        differences += [f"metrics.{split}.{k}: {before[k]} -> {after.get(k)}" for k in differing]
     if old.predictions != new.predictions:
         changed = sum(a != b for a, b in zip(old.predictions or "", new.predictions or "", strict=False))
-        told.append(f"predictions: {changed} differ")
+        differences.append(f"predictions: {changed} differ")
     for part, key in (*PARTS, *(OUTCOMES if old.outcomes else ())):
         before, after = (getattr(getattr(side, part), key, None) for side in (old, new))
-        told += [f"{part}.{key}: {before} -> {after}"] if before != after else []
-    return told
+        differences += [f"{part}.{key}: {before} -> {after}"] if before != after else []
+    return differences
 
 
 def _environment(old: records.Record, new: records.Record) -> list[str]:
-    told = []
+    differences = []
     for name in sorted(old.versions.keys() | new.versions.keys()):
         before, after = old.versions.get(name, "absent"), new.versions.get(name, "absent")
-        told += [f"{name} {before} -> {after}"] if before != after else []
+        differences += [f"{name} {before} -> {after}"] if before != after else []
     for name in ("cpu", "threads", "accelerator"):
         before, after = getattr(old.hardware, name), getattr(new.hardware, name)
-        told += [f"{name}: {before} -> {after}"] if before != after else []
-    return told + (changes(old.code.files, new.code.files) if old.code and new.code else [])
+        differences += [f"{name}: {before} -> {after}"] if before != after else []
+    return differences + (changes(old.code.files, new.code.files) if old.code and new.code else [])

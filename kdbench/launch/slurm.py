@@ -104,7 +104,7 @@ class _Preparations(_Task):
         prepare([Run(**run) for run in work], self.root)
 
 
-def submit(sweep: Sweep, runs: Sequence[Run], told: Callable[[str], None]) -> list[Job]:
+def submit(sweep: Sweep, runs: Sequence[Run], note: Callable[[str], None]) -> list[Job]:
     """Submit the runs, and before them what they share; ``told`` hears of each array.
 
     Runs wait for the end of what they share, however it ends: a run whose teacher failed tells the reason itself.
@@ -120,11 +120,11 @@ def submit(sweep: Sweep, runs: Sequence[Run], told: Callable[[str], None]) -> li
             ids = _array(sweep, shape, _Preparations, work, before=())
             before += sorted({_array_of(job) for job in ids})
             jobs += _remember(sweep, [Job(job, PREPARATION) for job in ids])
-            told(f"{_named(ids)}: {len(ids)} preparations")
+            note(f"{_named(ids)}: {len(ids)} preparations")
         for runs_of_array in _chunks(members, largest):
             ids = _array(sweep, shape, _Runs, [asdict(run) for run in runs_of_array], before)
             jobs += _remember(sweep, [Job(job, run.hash) for job, run in zip(ids, runs_of_array, strict=True)])
-            told(f"{_named(ids)}: {len(ids)} runs")
+            note(f"{_named(ids)}: {len(ids)} runs")
     return jobs
 
 
@@ -252,17 +252,17 @@ def _answer(*words: str) -> str:
 
 def max_array_size() -> int:
     """Most tasks of one array: the cluster's ``MaxArraySize``."""
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"))
-    if found is None:
+    match = re.search(r"MaxArraySize\s*=\s*(\d+)", _answer("scontrol", "show", "config"))
+    if match is None:
         raise KdbenchError("'scontrol show config' tells no MaxArraySize.")
-    return int(found[1])
+    return int(match[1])
 
 
 def queue() -> dict[str, tuple[str, str]]:
     """The user's tasks in SLURM's queue: id -> its state and reason."""
     lines = _answer("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r").splitlines()
-    told = (line.strip().split("|", 2) for line in lines if line.strip())
-    return {job: (state, reason) for job, state, reason in told}
+    jobs = (line.strip().split("|", 2) for line in lines if line.strip())
+    return {job: (state, reason) for job, state, reason in jobs}
 
 
 def fate(job: str) -> str:

@@ -82,13 +82,13 @@ class Journal:
     def stage(self, name: str) -> None:
         """A stage of the run begins."""
         print(f"stage {name}", flush=True)
-        self._tell(stage=name)
+        self._save(stage=name)
 
     def epoch(self, done: int, total: int, value: float | None) -> None:
         """An epoch of the student's training is done."""
-        told = "" if value is None else f", val {value:.4f}"
-        print(f"epoch {done}/{total}{told}", flush=True)
-        self._tell(stage="", epoch=done, epochs=total, value=value)
+        score = "" if value is None else f", val {value:.4f}"
+        print(f"epoch {done}/{total}{score}", flush=True)
+        self._save(stage="", epoch=done, epochs=total, value=value)
 
     def note(self, text: str) -> None:
         """Something the user should know."""
@@ -100,7 +100,7 @@ class Journal:
         self.state = replace(self.state, phase=phase, reason=reason)
         self._write()
 
-    def _tell(self, **changes: str | float | None) -> None:
+    def _save(self, **changes: str | float | None) -> None:
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
         if time.monotonic() - self._written > INTERVAL:
             with suppress(OSError):  # of a full disk the checkpoint and the record tell

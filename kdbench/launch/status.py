@@ -43,22 +43,22 @@ class RunStatus:
         return asdict(self)
 
 
-def counts(found: Iterable[RunStatus]) -> dict[str, int]:
+def counts(statuses: Iterable[RunStatus]) -> dict[str, int]:
     """How many runs are in each phase that there is one in."""
-    phases = [one.phase for one in found]
+    phases = [one.phase for one in statuses]
     return {phase: phases.count(phase) for phase in PHASES if phase in phases}
 
 
 def log_files(sweeps: Iterable[Sweep], beginning: str) -> list[tuple[str, Path]]:
     """Hash and newest log of every run of these sweeps whose hash begins so."""
-    found = []
+    files = []
     for sweep in sweeps:
         jobs = _jobs(sweep)[0]
         for key, run in sweep.runs.items():
             if key.startswith(beginning):
                 log = log_of(sweep, _state(sweep, run)[0], jobs.get(key))
-                found += [(key, Path(log))] if log else []
-    return found
+                files += [(key, Path(log))] if log else []
+    return files
 
 
 def outdated(root: Path, run: Run) -> str | None:
@@ -116,9 +116,9 @@ def _state(sweep: Sweep, run: Run) -> tuple[State | None, str]:
 
 def log_of(sweep: Sweep, state: State | None, job: slurm.Job | None) -> str | None:
     """The newest log of a run."""
-    told = [job.log] if job else []
-    told += [state.log] if state else []
-    return next((str(sweep.folder / log) for log in told if (sweep.folder / log).exists()), None)
+    logs = [job.log] if job else []
+    logs += [state.log] if state else []
+    return next((str(sweep.folder / log) for log in logs if (sweep.folder / log).exists()), None)
 
 
 def _phase(
@@ -128,11 +128,11 @@ def _phase(
     if (ended := _ended(sweep.root, run, state)) is not None:
         return *ended, False
     if job is not None and job in queue:
-        told, reason = queue[job]
-        if told in AT_WORK:
+        queued, reason = queue[job]
+        if queued in AT_WORK:
             return "running", _progress(state, "starting"), True
         again = f"stopped after epoch {state.epoch}, " if state and state.phase == "stopped" else ""
-        return "pending", f"{again}{told.lower()}: {reason}", True
+        return "pending", f"{again}{queued.lower()}: {reason}", True
     if states.busy(sweep.root, run):
         return "running", _progress(state, "started by another command"), True
     if state is not None and state.phase == "failed":
@@ -170,7 +170,7 @@ def _progress(state: State | None, otherwise: str) -> str:
         return otherwise
     if state.stage:
         return f"stage {state.stage}"
-    told = "" if state.value is None else f", val {state.value:.4f}"
+    score = "" if state.value is None else f", val {state.value:.4f}"
     ago = time.time() - state.updated
     silent = f", silent for {ago / 60:.0f} min" if ago > 120 else ""
-    return f"epoch {state.epoch}/{state.epochs}{told}{silent}"
+    return f"epoch {state.epoch}/{state.epochs}{score}{silent}"

@@ -50,14 +50,14 @@ def minutes(given: Any) -> Any:
     text = as_text(given)
     if text is None:
         return given
-    found = _CLOCK.fullmatch(text)
-    if found is None:
+    match = _CLOCK.fullmatch(text)
+    if match is None:
         raise ValueError(
             "should be a time as SLURM has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, "
             "days-hours:minutes or days-hours:minutes:seconds"
         )
-    days, *clock = (int(part) if part else 0 for part in found.groups())
-    if found[1] is not None or found[4] is not None:
+    days, *clock = (int(part) if part else 0 for part in match.groups())
+    if match[1] is not None or match[4] is not None:
         hours, mins, seconds = clock
     else:
         hours, (mins, seconds) = 0, clock[:2]
@@ -224,20 +224,20 @@ def _read(path: Path, mine: Mapping[str, Any], root: Path) -> Sweep:
         raise CardError(
             f"{path}:{lines.get('runs', 1)}: 'runs' is a list of lines such as 'task=gnn method=alone,kd seed=0..9'."
         )
-    told: dict[str, Any] = {key: content[key] for key in KEYS if key in content}
-    told.setdefault("name", path.stem)
+    settings: dict[str, Any] = {key: content[key] for key in KEYS if key in content}
+    settings.setdefault("name", path.stem)
     for launcher in LAUNCHERS:
         options = content.get(launcher, {})
         if not isinstance(options, dict):
             raise CardError(f"{path}:{lines[launcher]}: '{launcher}' should be a mapping of options to values.")
         with _named(path, lines):
             _built(launcher, options)
-        told |= {f"{launcher}.{key}": value for key, value in options.items()}
+        settings |= {f"{launcher}.{key}": value for key, value in options.items()}
     configs: list[RunConfig] = []
     for place, line in enumerate(asked):
         with _named(path, lines, f"runs.{place}"):
             configs += expand(_split_line(line))
-    return _sweep({**told, **mine}, configs, root)
+    return _sweep({**settings, **mine}, configs, root)
 
 
 def _split_line(line: str) -> list[str]:
@@ -257,16 +257,18 @@ def _named(path: Path, lines: Mapping[str, int], field: str = "") -> Iterator[No
         raise CardError(f"{path}:{line_of(lines, place)}: {error}") from None
 
 
-def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) -> Sweep:
+def _sweep(settings: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) -> Sweep:
     runs = {run.hash: run for run in map(Run.of, configs)}
-    launcher = told.get("launcher", "local")
+    launcher = settings.get("launcher", "local")
     if launcher not in LAUNCHERS:
         raise unknown("launcher", str(launcher), LAUNCHERS)
-    name = str(told.get("name", digest(sorted(runs))[:12]))
+    name = str(settings.get("name", digest(sorted(runs))[:12]))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UsageError(f"name={shown(name)}: a name has letters, digits, '_', '.' and '-', and is no longer than 64.")
-    profile = _profile(Path(str(told["profile"]))) if "profile" in told else {}
-    own = {name: {k.partition(".")[2]: v for k, v in told.items() if k.startswith(f"{name}.")} for name in LAUNCHERS}
+    profile = _profile(Path(str(settings["profile"]))) if "profile" in settings else {}
+    own = {
+        name: {k.partition(".")[2]: v for k, v in settings.items() if k.startswith(f"{name}.")} for name in LAUNCHERS
+    }
     slurm: Slurm = build(Slurm, {**profile, **own["slurm"]}, "slurm")
     if slurm.time * 60 <= slurm.signal:
         raise UsageError(
@@ -279,8 +281,8 @@ def _sweep(told: Mapping[str, Any], configs: Iterable[RunConfig], root: Path) ->
 def _built(launcher: str, options: Mapping[str, Any]) -> Any:
     """The options of a launcher, checked."""
     if launcher == "local" and "threads" in options:
-        told = "local.threads is no option: a run computes with trainer.threads threads, 1 by default."
-        raise OptionError("local.threads", told)
+        why = "local.threads is no option: a run computes with trainer.threads threads, 1 by default."
+        raise OptionError("local.threads", why)
     return build(OPTIONS[launcher], options, launcher)
 
 
@@ -359,4 +361,4 @@ def labels(runs: Iterable[Run]) -> dict[str, str]:
     def short(word: str) -> str:
         return word.partition("=")[2] if word.startswith(plain) else word
 
-    return {key: " ".join(short(word) for word in told if word not in common) for key, told in words.items()}
+    return {key: " ".join(short(word) for word in listed if word not in common) for key, listed in words.items()}

@@ -122,7 +122,7 @@ def _quantization(choice: str) -> tuple[Any, tuple[str, ...]]:
     if choice == "none":
         return None, ()
     there = {"CUDA device": torch.cuda.is_available(), "bitsandbytes": find_spec("bitsandbytes") is not None}
-    if missing := " and no ".join(name for name, found in there.items() if not found):
+    if missing := " and no ".join(name for name, there_is in there.items() if not there_is):
         if choice == "nf4":
             raise UsageError(f"quantize=nf4 is impossible here: there is no {missing}. Use quantize=auto or none.")
         return None, (f"base held in {_base_dtype()}, not quantised: quantize=auto found no {missing}",)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt
 
 from kdbench.errors import CardError, UsageError, shown, unknown
 from kdbench.hashing import digest
@@ -63,6 +65,8 @@ class Primary:
     """What they are judged by."""
     settings: tuple[str, ...] = ()
     """Its protocol: the settings ``section.option=value`` that its runs have beside the scale's."""
+    margin: Annotated[float, Gt(0)] | None = None
+    """The difference of two arms that is none in practice, in the metric's values: 0.01 of a share is a point."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,7 @@ def read_card(path: Path, name: str, options: bool = True) -> Card:
         own_datasets={scale: mine.get(name, name) for scale, name in of_scales.items()},
         methods=content.get("methods") or {},
         search=content.get("search") or {},
-        primary=_primary(content["primary"], fail) if options and "primary" in content else None,
+        primary=_primary(content["primary"], fail) if "primary" in content else None,
         reference=content.get("reference"),
         excused=content.get("excused") or {},
     )

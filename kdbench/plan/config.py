@@ -285,8 +285,8 @@ def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: Meth
         section, dot, option = key.partition(".")
         valid = [f"{name}.{f.name}" for name, kind in options.items() for f in fields(kind)]
         if not dot or section not in options or option not in {f.name for f in fields(options[section])}:
-            told = _unknown_option(key, valid)
-            raise UsageError(f"{told} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
+            message = _unknown_option(key, valid)
+            raise UsageError(f"{message} See 'kdbench show {chosen['task']}' and 'kdbench show {info.name}'.")
         nested.setdefault(section, {})[option] = value
     return nested
 

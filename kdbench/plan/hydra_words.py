@@ -42,9 +42,9 @@ def parse(word: str, most: int) -> tuple[str, Iterator[Any]]:
         if not parsed.is_sweep_override():
             values: Iterable[Any] = [parsed.value()]
         elif isinstance(swept := parsed.value(), RangeSweep) and (
-            len(found := list(itertools.islice(swept.range(), most + 1))) > most or not swept.shuffle
+            len(listed := list(itertools.islice(swept.range(), most + 1))) > most or not swept.shuffle
         ):
-            values = found
+            values = listed
         else:
             values = parsed.sweep_iterator()
     except HydraException as error:

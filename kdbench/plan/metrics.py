@@ -67,14 +67,14 @@ class Undefined:
     why: str
 
 
-def defined(found: Mapping[str, float | Undefined], headline: str | None, split: str) -> dict[str, float]:
+def defined(scores: Mapping[str, float | Undefined], headline: str | None, split: str) -> dict[str, float]:
     """The scores that have a value. Raises :class:`UndefinedMetricError` where the ``headline`` metric has none.
 
     A score that is not finite has none. Whether a metric is defined may depend on a split's labels, but on nothing that
     changes in training: a metric has a value at every validation, or at none.
     """
     values, missing = {}, {}
-    for name, value in found.items():
+    for name, value in scores.items():
         if isinstance(value, Undefined):
             missing[name] = value.why
         elif not math.isfinite(value):
@@ -110,10 +110,10 @@ def of_kind(family: str, kind: str) -> Sequence[Metric]:
 def named(family: str, kind: str, name: str) -> Metric:
     """A metric that a card names. Raises :class:`UsageError` for one that its kind of task does not have."""
     declared = of_kind(family, kind)
-    found = _named(declared, name)
-    if found is None:
+    metric = _named(declared, name)
+    if metric is None:
         raise unknown(f"metric of {kind.replace('_', ' ')}", name, [metric.name for metric in declared])
-    return found
+    return metric
 
 
 @functools.cache
@@ -122,13 +122,13 @@ def lookup(family: str, name: str) -> Metric | None:
     if family not in families():
         return None
     every = (_named(of_kind(family, kind), name) for kind in kinds(family))
-    return next((found for found in every if found), None)
+    return next((metric for metric in every if metric), None)
 
 
 def unit(family: str, name: str | None) -> str:
     """The unit in which people are shown a metric's values; empty where it has none or is not known."""
-    found = lookup(family, name) if name is not None else None
-    return found.unit if found else ""
+    metric = lookup(family, name) if name is not None else None
+    return metric.unit if metric else ""
 
 
 def _named(metrics: Sequence[Metric], name: str) -> Metric | None:

@@ -80,12 +80,12 @@ def _by_grammar(word: str) -> tuple[str, Iterator[Any]]:
 
 
 def _few(values: Iterable[Any]) -> tuple[Any, ...]:
-    found = tuple(itertools.islice(values, MOST_VALUES + 1))
-    if not found:
+    few = tuple(itertools.islice(values, MOST_VALUES + 1))
+    if not few:
         raise ValueError("it holds no value")
-    if len(found) > MOST_VALUES:
+    if len(few) > MOST_VALUES:
         raise ValueError(f"it holds more than {MOST_VALUES:,} values")
-    return found
+    return few
 
 
 def _integers(text: str) -> Iterator[Any]:

@@ -100,7 +100,7 @@ def closure(modules: tuple[str, ...]) -> dict[str, str]:
     """
     packages = {module.partition(".")[0] for module in modules} | {"kdbench"}
     here = any(_is_here(package) for package in packages - {"kdbench"})
-    waiting, seen, found = list(modules), set[str](), dict[str, str]()
+    waiting, seen, digests = list(modules), set[str](), dict[str, str]()
     while waiting:
         name = waiting.pop()
         package, _, rest = name.partition(".")
@@ -112,9 +112,9 @@ def closure(modules: tuple[str, ...]) -> dict[str, str]:
         place = _place(name)
         if place is None or place.is_file():
             digest, imported = ("missing", ()) if place is None else _parsed(place, name)
-            found[_label(name, place)] = digest
+            digests[_label(name, place)] = digest
             waiting += imported
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 def closure_digest(modules: Iterable[str]) -> str:

@@ -16,20 +16,19 @@ A check that fails may be excused by the task's card, in words.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from kdbench.plan.cards import Card, read_card, task_paths
-from kdbench.plan.catalog import installed_method
-from kdbench.plan.metrics import lookup
+from kdbench.plan.cards import Card
+from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
+from kdbench.results.headline import card_of
 from kdbench.results.record import Record
-from kdbench.results.stats import PairedDifference, paired
+from kdbench.results.stats import Estimate, paired
 
 State = Literal["sound", "excused", "unsound"]
 ONE_SIDED = 1.6448536269514722
@@ -85,26 +84,11 @@ def audited(comparison: Comparison, runs: Mapping[str, Record]) -> Audit | None:
 
 
 def _compares(comparison: Comparison) -> bool:
-    return any(_role(comparison, row) == "method" and row.n for row in comparison.rows if row.method != "alone")
-
-
-def _role(comparison: Comparison, row: Row) -> str:
-    """Of a teacher or a control of its rows: those; else the role of its method."""
-    if row.method == "teacher" or row.control != "none":
-        return "teacher" if row.method == "teacher" else "control"
-    info = installed_method(comparison.family, row.method)
-    return info.role if info else "method"
-
-
-@functools.cache
-def _card(task: str, family: str) -> Card | None:
-    path = task_paths().get(task)
-    card = read_card(path, task, options=False) if path else None
-    return card if card and card.family == family else None
+    return any(row.kind == "method" or row.method == "kd" for row in comparison.rows if row.n)
 
 
 def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Verdict]:
-    card = _card(comparison.task, comparison.family)
+    card = card_of(comparison.task, comparison.family)
     excused = card.excused if card else {}
 
     def verdict(check: str, arm: Row | str, holds: bool, why: str) -> Verdict:
@@ -114,7 +98,7 @@ def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Ve
         )
         return Verdict(check, label, holds, why, None if holds else excuse)
 
-    trained = [row for row in comparison.rows if _role(comparison, row) == "method" and row.n]
+    trained = [row for row in comparison.rows if row.kind in ("baseline", "method", "ablation") and row.n]
     for row in trained:
         made = [runs[name] for name in row.runs if name in runs]
         rising = [one for one in (still_rising(run) for run in made) if one is not None]
@@ -187,7 +171,7 @@ def _budget(run: Record) -> float:
     return float(budget) if isinstance(budget, int | float) else 1.0
 
 
-def _least(delta: PairedDifference, comparison: Comparison) -> float:
+def _least(delta: Estimate, comparison: Comparison) -> float:
     """The end of a difference's interval that speaks least for it; the difference itself where it has none."""
     if delta.low is None or delta.high is None:
         return _better(delta.mean, comparison)
@@ -212,13 +196,3 @@ def still_rising(run: Record) -> bool | None:
     noise = float(np.diff(values[len(values) // 2 :]).std()) / math.sqrt(2) if len(values) > FEWEST else 0.0
     gain = float(values[-k:].mean() - values[-2 * k : -k].mean())
     return gain > ONE_SIDED * noise * math.sqrt(2 / k)
-
-
-def collapsed(run: Record) -> bool:
-    """Whether a run predicts one class alone where the test has several, or a class has a score of nothing."""
-    if run.confusion and (run.predictions or len(run.confusion) == len(run.confusion[0])):
-        columns = zip(*run.confusion, strict=True)
-        predicted = len(set(run.predictions)) if run.predictions else sum(sum(column) > 0 for column in columns)
-        return predicted == 1 < sum(sum(row) > 0 for row in run.confusion)
-    scores: Iterable[tuple[str, float]] = run.metrics.test.items() if run.metrics else ()
-    return any(value == 0 for name, value in scores if (metric := lookup(run.family, name)) and "*" in metric.name)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from pydantic import JsonValue
 
 from kdbench import hashing
-from kdbench.plan.catalog import methods
 from kdbench.plan.metrics import Mode
-from kdbench.plan.options import plain
+from kdbench.results.arms import Arm, Kind, arms_of, baseline, collapsed, kinds_of
+from kdbench.results.contrasts import Against, Contrast, all_pairs, contrasts, mean
 from kdbench.results.headline import Headline, headline
 from kdbench.results.mixtures import Mixture, mixtures
-from kdbench.results.ranks import letters, pairwise
+from kdbench.results.ranks import letters
 from kdbench.results.record import Record
-from kdbench.results.stats import (
-    PairedDifference,
-    adjusted,
-    agreement,
-    average,
-    fieller,
-    gap_closed,
-    mean_interval,
-    paired,
-    resolution,
-)
+from kdbench.results.stats import Estimate, agreement, average, fieller, gap_closed, resolution
 
 MOST_ARMS = 1000
 """Arms of one table up to which all pairs are tested for letters."""
@@ -42,15 +30,18 @@ COSTS = ("parameters", "flops", "latency_ms", "train_seconds", "stage_seconds", 
 class Row:
     """One arm. Scores and costs are means over the seeds that finished; None means not measured, never zero.
 
-    ``interval`` is the 95 % Student t interval of ``mean``; ``p_alone``, ``p_kd`` are Holm-adjusted over the methods
-    compared with that baseline. A control's ``delta_real`` is the same method with its real teacher minus the control,
-    and its only p is ``p_real``, Holm-adjusted over the controls. ``method`` is ``teacher`` for the teacher; its ``n``
-    counts different teachers.
+    ``kind`` is the part it plays (:func:`kdbench.results.arms.kinds_of`). ``estimate`` is its mean with its 95 %
+    ``interval``. Each ``delta_…`` is a declared contrast (:mod:`kdbench.results.contrasts`), whose interval is at the
+    level that its family of tests leaves, and each ``p_…`` its Holm-adjusted p. ``delta_alone`` is against the student
+    ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the method less the
+    control, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is ``teacher`` for the
+    teacher; its ``n`` counts different teachers.
 
     ``scores`` and ``runs`` (configuration hashes) stand in the order of ``seeds``; the teacher's are of the runs that
     tell it. ``default`` marks a method with its default hyper-parameters and no control. ``gap_interval`` is the
     95 % interval of ``gap_closed`` (:func:`kdbench.results.stats.fieller`), None where it is not bounded.
-    Arms that share one of their ``letters`` are not distinguishable (:func:`kdbench.results.ranks.letters`, paired t
+    ``collapsed`` is the share of runs that do no better than a constant (:func:`kdbench.results.arms.collapsed`).
+    Arms that share one of their ``letters`` are not distinguishable (:func:`kdbench.results.ranks.letters`, paired
     tests with Holm over all pairs); only arms without control that pair at least two seeds with another have any.
     """
 
@@ -62,17 +53,23 @@ class Row:
     failed: int
     mean: float | None
     interval: tuple[float, float] | None
+    kind: Kind = "method"
+    estimate: Estimate | None = None
     scores: tuple[float, ...] = ()
     runs: tuple[str, ...] = ()
     default: bool = False
-    delta_alone: PairedDifference | None = None
+    against_alone: str | None = None
+    delta_alone: Estimate | None = None
     p_alone: float | None = None
-    delta_kd: PairedDifference | None = None
+    delta_kd: Estimate | None = None
     p_kd: float | None = None
-    delta_real: PairedDifference | None = None
+    delta_real: Estimate | None = None
     p_real: float | None = None
+    delta_default: Estimate | None = None
+    p_default: float | None = None
     gap_closed: float | None = None
     gap_interval: tuple[float, float] | None = None
+    collapsed: float | None = None
     letters: str = ""
     agreement: float | None = None
     parameters: float | None = None
@@ -90,7 +87,8 @@ class Comparison:
     ``unit`` is what the metric is shown in (:class:`kdbench.plan.metrics.Metric`), ``settings`` are the options that
     the user set for all arms. ``alone`` and ``kd`` are the labels of the baselines: of several arms of one name the one
     with default hyper-parameters, else the one with most seeds, and of those the one with the best mean validation
-    score. ``mixed`` tells in what else than their method arms of one seed differ.
+    score. ``mixed`` tells in what else than their method arms of one seed differ. ``splits`` is how many splits the
+    seeds drew, and ``margin`` the difference that the task's card calls none, in the metric's values.
     """
 
     group: str
@@ -109,22 +107,9 @@ class Comparison:
     kd: str | None
     mixed: tuple[Mixture, ...]
     rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class _Arm:
-    label: str
-    method: str
-    control: str
-    runs: Mapping[int, Record]
-    failed: int
-    scores: Mapping[int, float]
-    """Test score by seed, in seed order."""
-
-    @property
-    def default(self) -> bool:
-        """Whether it is the method as it is, with default hyper-parameters and its real teacher."""
-        return self.label == self.method
+    protocol: int = 1
+    splits: int | None = None
+    margin: float | None = None
 
 
 def compare(records: Iterable[Record], metric: str | None = None) -> list[Comparison]:
@@ -147,17 +132,17 @@ def compare(records: Iterable[Record], metric: str | None = None) -> list[Compar
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON-able values, with the field names of Comparison, Row and PairedDifference."""
+    """A comparison as JSON-able values, with the field names of Comparison, Row and Estimate."""
     return asdict(comparison)
 
 
 def _comparison(records: Sequence[Record], judged: Headline) -> Comparison:
     metric, mode = judged.metric, judged.mode
-    arms, student = _arms(records, metric), records[0].config["student"]
+    arms, student = arms_of(records, metric), records[0].config["student"]
     counted = {id(run) for arm in arms for run in arm.runs.values()}
     kd_last = sorted(records, key=lambda run: run.method == "kd")  # a method's own teachers do not bound the gap
     teachers = {run.seed: run for run in kd_last if id(run) in counted and run.teacher and run.control == "none"}
-    alone, kd = (_baseline(arms, name, mode) for name in ("alone", "kd"))
+    alone, kd = (baseline(arms, name, mode) for name in ("alone", "kd"))
     data = next((record.data for record in records if record.data), None)
     return Comparison(
         group=records[0].group,
@@ -175,8 +160,17 @@ def _comparison(records: Sequence[Record], judged: Headline) -> Comparison:
         alone=alone.label if alone else None,
         kd=kd.label if kd else None,
         mixed=mixtures(arm.runs for arm in arms),
-        rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, alone, kd, teachers, metric, mode)),
+        rows=(*_teacher_rows(teachers, metric), *_student_rows(arms, records[0].family, alone, kd, teachers, judged)),
+        protocol=records[0].protocol,
+        splits=_splits(arms),
+        margin=judged.margin,
     )
+
+
+def _splits(arms: Sequence[Arm]) -> int | None:
+    """How many splits the seeds drew; None where a run does not tell."""
+    known = {split for arm in arms for split in arm.splits.values()}
+    return None if None in known or not known else len(known)
 
 
 def _settings(command: str) -> tuple[str, ...]:
@@ -197,79 +191,6 @@ def _name(student: JsonValue) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _hyper(record: Record) -> dict[str, JsonValue]:
-    method = record.config["method"]
-    return {k: v for k, v in method.items() if k != "name"} if isinstance(method, dict) else {}
-
-
-def _arms(records: Sequence[Record], metric: str | None) -> list[_Arm]:
-    """The arms in table order. Of several runs of one arm and seed the last that finished well counts."""
-    members: dict[tuple[int, str, str, str], list[Record]] = defaultdict(list)
-    settings: dict[str, list[dict[str, JsonValue]]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.finished):
-        rank = {"alone": 0, "kd": 1}.get(record.method, 2)
-        hyper = _hyper(record)
-        members[rank, record.method, hashing.canonical_json(hyper), record.control].append(record)
-        settings[record.method].append(hyper)
-    differing = {method: _differing(given) for method, given in settings.items()}
-    arms = []
-    for key in sorted(members):
-        runs = {record.seed: record for record in members[key] if record.status == "done"}
-        failed = {record.seed for record in members[key]} - set(runs)
-        _, method, _, control = key
-        label = _label(members[key][0], differing[method])
-        arms.append(_Arm(label, method, control, runs, len(failed), _scores(runs, metric)))
-    return arms
-
-
-def _scores(runs: Mapping[int, Record], metric: str | None) -> dict[int, float]:
-    tests = ((seed, run.metrics.test) for seed, run in sorted(runs.items()) if run.metrics)
-    return {seed: test[metric] for seed, test in tests if metric in test}
-
-
-@functools.cache
-def _defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
-    """The method's default hyper-parameters; None when it is not installed here."""
-    by_family = {info.family: info for info in methods() if info.name == method and info.family in (None, family)}
-    info = by_family.get(family, by_family.get(None))
-    return plain(info.hyperparameters()) if info else None
-
-
-def _differing(settings: Sequence[Mapping[str, JsonValue]]) -> frozenset[str]:
-    """Names of the hyper-parameters that are not the same in all settings."""
-    names = {name for setting in settings for name in setting}
-    first = settings[0]
-    return frozenset(name for name in names if any(other.get(name) != first.get(name) for other in settings))
-
-
-def _changed(record: Record, differing: frozenset[str]) -> dict[str, JsonValue]:
-    """Hyper-parameters that are not the method's defaults; of an unknown method, those that differ among its runs."""
-    own, defaults = _hyper(record), _defaults(record.family, record.method)
-    if defaults is None:
-        return {name: value for name, value in own.items() if name in differing}
-    return {name: value for name, value in own.items() if defaults.get(name) != value}
-
-
-def _label(record: Record, differing: frozenset[str]) -> str:
-    values = ", ".join(
-        f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in _changed(record, differing).items()
-    )
-    return record.method + (f" ({values})" if values else "") + _control(record.control)
-
-
-def _control(control: str) -> str:
-    return "" if control == "none" else f" · {control.replace('_', ' ')}"
-
-
-def _baseline(arms: Sequence[_Arm], method: str, mode: Mode | None) -> _Arm | None:
-    def rank(arm: _Arm) -> tuple[bool, int, float]:
-        best = average([run.selection.value for run in arm.runs.values() if run.selection])
-        return arm.default, len(arm.runs), -best if mode == "min" else best
-
-    candidates = [arm for arm in arms if arm.method == method and arm.control == "none" and arm.runs]
-    return max(candidates, key=rank, default=None)
-
-
 def _teacher_score(run: Record | None, metric: str | None) -> float | None:
     return run.teacher.metrics.test.get(metric) if run and run.teacher and metric else None
 
@@ -286,6 +207,7 @@ def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Ro
             label="teacher",
             method="teacher",
             control="none",
+            kind="teacher",
             n=len(different),
             seeds=tuple(seed for seed, _, _ in known),
             failed=0,
@@ -298,18 +220,19 @@ def _teacher_rows(teachers: Mapping[int, Record], metric: str | None) -> list[Ro
 
 
 def _student_rows(
-    arms: Sequence[_Arm],
-    alone: _Arm | None,
-    kd: _Arm | None,
+    arms: Sequence[Arm],
+    family: str,
+    alone: Arm | None,
+    kd: Arm | None,
     teachers: Mapping[int, Record],
-    metric: str | None,
-    mode: Mode | None,
+    judged: Headline,
 ) -> list[Row]:
-    real = {arm.label: arm for arm in reversed(arms) if arm.control == "none"}
-    upper = {seed: score for seed, run in teachers.items() if (score := _teacher_score(run, metric)) is not None}
+    kinds = kinds_of(arms, family, [arm.label for arm in (alone, kd) if arm])
+    declared = contrasts(arms, kinds, alone, kd, judged.margin)
+    upper = {seed: score for seed, run in teachers.items() if (score := _teacher_score(run, judged.metric)) is not None}
     rows = []
-    for arm in arms:
-        mean, interval = mean_interval(list(arm.scores.values())) if arm.scores else (None, None)
+    for arm, kind in zip(arms, kinds, strict=True):
+        own = mean(arm) if arm.scores else None
         row = Row(
             label=arm.label,
             method=arm.method,
@@ -317,50 +240,49 @@ def _student_rows(
             n=len(arm.scores),
             seeds=tuple(arm.scores),
             failed=arm.failed,
-            mean=mean,
-            interval=interval,
+            mean=own.mean if own else None,
+            interval=None if own is None or own.low is None or own.high is None else (own.low, own.high),
+            kind=kind,
+            estimate=own,
             scores=tuple(arm.scores.values()),
             runs=tuple(arm.runs[seed].config_hash for seed in arm.scores),
             default=arm.default,
+            collapsed=average([float(collapsed(arm.runs[seed])) for seed in arm.scores]) if own else None,
             agreement=_agreement(arm, teachers),
             **_costs(arm),
-            **({} if arm is alone else _differences(arm, real, alone, kd, upper)),
+            **_differences(arm, declared),
+            **({} if arm is alone else _gap(arm, alone, upper)),
         )
         rows.append(row)
-    return _tested(rows, mode)
+    return [replace(row, letters=shared) for row, shared in zip(rows, _letters(arms, judged.mode), strict=True)]
 
 
-def _differences(
-    arm: _Arm, real: Mapping[str, _Arm], alone: _Arm | None, kd: _Arm | None, teachers: Mapping[int, float]
-) -> dict[str, Any]:
+def _differences(arm: Arm, declared: Mapping[tuple[str, Against], Contrast]) -> dict[str, Any]:
     """The fields of a row that hold its arm against others."""
+    fields: dict[str, Any] = {}
+    for against in get_args(Against):
+        if one := declared.get((arm.label, against)):
+            fields |= {f"delta_{against}": one.estimate, f"p_{against}": one.p}
+            fields |= {"against_alone": one.second} if against == "alone" else {}
+    return fields
+
+
+def _gap(arm: Arm, alone: Arm | None, teachers: Mapping[int, float]) -> dict[str, Any]:
+    """The share of the gap between the student alone and the teacher that the arm closes."""
     own, base = arm.scores, alone.scores if alone else {}
-    named = real.get(arm.label.removesuffix(_control(arm.control))) if arm.control != "none" else None
     common = [seed for seed in own if seed in base]
     closed = gap_closed(
         [own[seed] for seed in common], [base[seed] for seed in common], [teachers.get(seed) for seed in common]
     )
-    interval = None
-    if closed is not None:
-        gains = [own[seed] - base[seed] for seed in common]
-        gaps = [teachers[seed] - base[seed] for seed in common]
-        scores = ([known[seed] for seed in common] for known in (own, base, teachers))
-        interval = fieller(gains, gaps, finest=resolution(*scores))
-    return {
-        "delta_alone": _delta(own, base),
-        "delta_kd": _delta(own, kd.scores) if kd and arm is not kd else None,
-        "delta_real": _delta(named.scores, own) if named else None,
-        "gap_closed": closed,
-        "gap_interval": interval,
-    }
+    if closed is None:
+        return {}
+    gains = [own[seed] - base[seed] for seed in common]
+    gaps = [teachers[seed] - base[seed] for seed in common]
+    scores = ([known[seed] for seed in common] for known in (own, base, teachers))
+    return {"gap_closed": closed, "gap_interval": fieller(gains, gaps, finest=resolution(*scores))}
 
 
-def _delta(own: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference | None:
-    common = [seed for seed in own if seed in base]
-    return paired([own[seed] for seed in common], [base[seed] for seed in common]) if common else None
-
-
-def _agreement(arm: _Arm, teachers: Mapping[int, Record]) -> float | None:
+def _agreement(arm: Arm, teachers: Mapping[int, Record]) -> float | None:
     """Mean agreement with the teacher that a run was given, or without one, with the comparison's of the same seed."""
     shares = []
     for seed, run in arm.runs.items():
@@ -371,31 +293,21 @@ def _agreement(arm: _Arm, teachers: Mapping[int, Record]) -> float | None:
     return average(shares) if shares else None
 
 
-def _costs(arm: _Arm) -> dict[str, Any]:
+def _costs(arm: Arm) -> dict[str, Any]:
     costs = [run.costs for run in arm.runs.values() if run.costs]
     known = {name: [v for cost in costs if (v := getattr(cost, name)) is not None] for name in COSTS}
     return {name: average(values) if values else None for name, values in known.items()}
 
 
-def _tested(rows: Sequence[Row], mode: Mode | None) -> list[Row]:
-    """The rows with letters and Holm-adjusted p: over the methods for each baseline, and over the controls."""
-    real = [row.control == "none" for row in rows]
-    p_alone = adjusted(row.delta_alone if mine else None for row, mine in zip(rows, real, strict=True))
-    p_kd = adjusted(row.delta_kd if mine else None for row, mine in zip(rows, real, strict=True))
-    p_real = adjusted(row.delta_real for row in rows)
-    tested = zip(rows, p_alone, p_kd, p_real, _letters(rows, mode), strict=True)
-    return [replace(row, p_alone=a, p_kd=k, p_real=r, letters=shared) for row, a, k, r, shared in tested]
-
-
-def _letters(rows: Sequence[Row], mode: Mode | None) -> list[str]:
-    """The letters of each row, from the best mean on; none in a table of more than ``MOST_ARMS``."""
-    given = [""] * len(rows)
-    some = [index for index, row in enumerate(rows) if row.control == "none" and row.n > 1]
+def _letters(arms: Sequence[Arm], mode: Mode | None) -> list[str]:
+    """The letters of each arm, from the best mean on; none in a table of more than ``MOST_ARMS``."""
+    given = [""] * len(arms)
+    some = [index for index, arm in enumerate(arms) if arm.control == "none" and len(arm.scores) > 1]
     if len(some) > MOST_ARMS:
         return given
-    p = pairwise([dict(zip(rows[index].seeds, rows[index].scores, strict=True)) for index in some])
+    p = all_pairs([arms[index] for index in some])
     tested = np.flatnonzero(~np.isnan(p).all(axis=1))
-    means = np.array([rows[some[position]].mean for position in tested], dtype=float)
+    means = np.array([average(list(arms[some[position]].scores.values())) for position in tested], dtype=float)
     order = np.argsort(means if mode == "min" else -means, kind="stable")
     for position, shared in zip(tested, letters(p[np.ix_(tested, tested)], order.tolist()), strict=True):
         given[some[position]] = shared

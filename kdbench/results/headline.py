@@ -8,18 +8,22 @@ from dataclasses import dataclass
 
 from kdbench.errors import KdbenchError
 from kdbench.plan import metrics
-from kdbench.plan.cards import read_card, task_paths
+from kdbench.plan.cards import Card, read_card, task_paths
 from kdbench.plan.metrics import Mode
 from kdbench.results.record import Record
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The metric's name, direction and unit; None or empty where they are not known."""
+    """The metric's name, direction and unit; None or empty where they are not known.
+
+    ``margin`` is the difference that the task's card calls none (:attr:`kdbench.plan.cards.Primary.margin`).
+    """
 
     metric: str | None
     mode: Mode | None
     unit: str
+    margin: float | None = None
 
 
 def headline(group: Sequence[Record], named: str | None = None) -> Headline:
@@ -30,11 +34,14 @@ def headline(group: Sequence[Record], named: str | None = None) -> Headline:
     """
     own, mode = _selected_by(group) or (None, None)
     family = group[0].family
-    metric = named or _card_metric(group[0].task, family) or own
+    card = card_of(group[0].task, family)
+    metric = named or (card.metric if card else None) or own
     declared = metrics.lookup(family, metric) if metric else None
-    if declared:
-        return Headline(metric, declared.mode, declared.unit)
-    return Headline(metric, mode if metric == own else None, "")
+    if declared is None:
+        return Headline(metric, mode if metric == own else None, "")
+    primary = card.primary if card else None
+    margin = primary.margin if primary and primary.metric == metric else None
+    return Headline(metric, declared.mode, declared.unit, margin)
 
 
 def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
@@ -54,8 +61,8 @@ def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
 
 
 @functools.cache
-def _card_metric(task: str, family: str) -> str | None:
-    """The metric of the task's card, where it is installed here."""
+def card_of(task: str, family: str) -> Card | None:
+    """The task's card, where it is installed here."""
     path = task_paths().get(task)
     card = read_card(path, task, options=False) if path else None
-    return card.metric if card and card.family == family else None
+    return card if card and card.family == family else None

@@ -23,6 +23,9 @@ TRAITS = (
     Trait("processor", lambda run: run.hardware.cpu, ROUNDING),
     Trait("accelerator", lambda run: run.hardware.accelerator or "none", ROUNDING),
     Trait("threads", lambda run: str(run.hardware.threads), ROUNDING),
+    Trait(
+        "commit", lambda run: run.git.commit and run.git.commit[:10], "what their numbers depend on is compared as code"
+    ),
     Trait("data", lambda run: run.data.sha256[:16] if run.data else None, "the data is part of their differences"),
 )
 

@@ -21,9 +21,9 @@ FLAT = 2.0  # stands for the p of differences without spread, which have none
 def pairwise(scores: Sequence[Mapping[int, float]]) -> Matrix:
     """Holm-adjusted p of the paired t test between any two arms, whose scores are given by seed; k × k, symmetric.
 
-    Each test is :func:`kdbench.results.stats.paired` over the seeds that both arms have, and Holm runs over all pairs
-    that have at least two; the others, and the diagonal, are NaN. So are those whose differences are all equal, which
-    count in Holm as tests that found nothing.
+    Each test is Student's, over the seeds that both arms have, and Holm runs over all pairs that have at least two; the
+    others, and the diagonal, are NaN. So are those whose differences are all equal, which count in Holm as tests that
+    found nothing.
     """
     seeds = {seed: index for index, seed in enumerate(sorted({seed for arm in scores for seed in arm}))}
     table = np.full((len(scores), len(seeds)), np.nan)

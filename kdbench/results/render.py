@@ -11,7 +11,7 @@ from rich.text import Text
 from kdbench.plan.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.mixtures import Mixture
-from kdbench.results.stats import PairedDifference
+from kdbench.results.stats import Estimate
 
 MISSING = "–"
 LEVEL = 0.05
@@ -87,11 +87,19 @@ def footnotes(comparison: Comparison) -> list[str]:
     notes = [f"{row.label}: {row.failed} of {row.failed + row.n} runs failed" for row in students if row.failed]
     if any(row.n == 1 for row in students):
         notes.append("one seed: no interval and no test; add seeds, e.g. seed=0..9")
-    if any(row.p_alone is not None or row.p_kd is not None for row in students):
-        notes.append(
-            "p: two-sided paired t tests over seeds, Holm-adjusted over the methods; ± and brackets: 95 % intervals"
-        )
-    if any(delta.flat for row in students for delta in (row.delta_alone, row.delta_kd, row.delta_real) if delta):
+    notes += [
+        f"{row.label}: {round(row.collapsed * row.n)} of {row.n} runs do no better than a constant"
+        for row in students
+        if row.collapsed
+    ]
+    deltas = [delta for row in students for delta in (row.delta_alone, row.delta_kd, row.delta_real) if delta]
+    notes += _meaning([delta for delta in deltas if delta.low is not None], comparison.splits)
+    notes += [
+        f"Δ alone of {row.label}: against {row.against_alone}, which trained as long as all its stages"
+        for row in students
+        if row.against_alone not in (None, comparison.alone)
+    ]
+    if any(delta.flat for delta in deltas):
         notes.append("no spread (all paired differences are equal): no interval and no p; add seeds, e.g. seed=0..9")
     notes += map(_mixture, comparison.mixed)
     if any(row.stage_seconds for row in students):
@@ -100,6 +108,24 @@ def footnotes(comparison: Comparison) -> list[str]:
     alone = next((row.mean for row in students if row.label == comparison.alone), None)
     if teacher is not None and alone is not None and comparison.mode and not better(teacher - alone, comparison):
         notes.append("the teacher is no better than the student alone: gap closed says nothing here")
+    return notes
+
+
+def _meaning(deltas: Sequence[Estimate], splits: int | None) -> list[str]:
+    """What intervals and p are over."""
+    over = sorted({delta.over for delta in deltas}, key=len)
+    if not over:
+        return []
+    notes = [
+        f"± : 95 % over {' or '.join(over)}; brackets: 95 % for all tests of a family at once (kd, methods, ablations, "
+        "controls), p: Holm-adjusted within it"
+    ]
+    if any("items" not in one for one in over):
+        notes.append("without per-item outcomes of every run, intervals and p hold the test items for fixed")
+    if "splits" in " ".join(over):
+        notes.append(f"several seeds share a split: {max(delta.units for delta in deltas)} splits are the units")
+    elif splits == 1 and any(delta.n > 1 for delta in deltas):
+        notes.append("all seeds share one split: what another split would give is not in the intervals")
     return notes
 
 
@@ -117,7 +143,7 @@ def better(difference: float, comparison: Comparison) -> bool:
     return difference < 0 if comparison.mode == "min" else difference > 0
 
 
-def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -> str:
+def _verdict(delta: Estimate, p: float | None, comparison: Comparison) -> str:
     unit = comparison.unit
     points = " points" if unit == PERCENT else f" {unit}" if unit else ""
     shown = signed(delta.mean, unit) + points
@@ -125,13 +151,16 @@ def _verdict(delta: PairedDifference, p: float | None, comparison: Comparison) -
         return f"{shown} in each of {delta.n} paired seeds; no spread: add seeds"
     if delta.low is None or delta.high is None or delta.detectable is None or p is None:
         return f"{shown}: {'one paired seed' if delta.n == 1 else 'a spread beyond measure'}, no test"
-    result = f"{shown} [{signed(delta.low, unit)}, {signed(delta.high, unit)}], p {_equals(p)}"
+    bounds = f"[{signed(delta.low, unit)}, {signed(delta.high, unit)}]"
+    result = f"{shown} {bounds}, p {_equals(p)}, {delta.n} pairs"
+    direction = ("higher" if delta.mean > 0 else "lower") if comparison.mode is None else ""
+    if p < LEVEL:
+        result += f": {direction or ('better' if better(delta.mean, comparison) else 'worse')}"
+    if comparison.margin and delta.equivalence is not None and delta.equivalence < delta.alpha:
+        return f"{result}{',' if p < LEVEL else ':'} equivalent within ±{number(comparison.margin, unit)}{points}"
     if p >= LEVEL:
-        could = number(delta.detectable, unit)
-        return f"{result}: no detectable difference ({delta.n} paired seeds could detect {could}{points})"
-    if comparison.mode is None:
-        return f"{result}: {'higher' if delta.mean > 0 else 'lower'}"
-    return f"{result}: {'better' if better(delta.mean, comparison) else 'worse'}"
+        result += f": no detectable difference (could detect {number(delta.detectable, unit)}{points})"
+    return result
 
 
 def _headings(comparison: Comparison) -> list[str]:

@@ -6,12 +6,16 @@ import functools
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+
+from kdbench.results.claims import FEWEST, equivalent, sign_flip
+from kdbench.results.crossed import Floats, Integers, variance
 
 Values = NDArray[np.float64]
 
@@ -24,20 +28,43 @@ every test set of less than a million.
 """
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """The mean of a − b over ``n`` pairs, in the unit of the values; None where the pairs allow no statement.
+class ByItem(NamedTuple):
+    """What the items of each run's test set contribute to its value: ``values`` [m_s], whose mean the value is.
 
-    ``flat`` says that there are several and that all differ by the same, zero or not, as far as their scores resolve.
+    ``clusters`` [m_s] say of which group of dependent items each is, by a number that is the same in all runs.
+    """
+
+    clusters: Sequence[Integers]
+    values: Sequence[Floats]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds, or a mean difference of ``n`` pairs; None where they allow no statement.
+
+    ``low`` and ``high`` bound its interval at level 1 − ``alpha``, ``detectable`` is the smallest true mean that a test
+    at level ``alpha`` detects with 80 % power, and ``p`` is of the hypothesis that it is 0, before any correction. All
+    are in the unit of the values. ``over`` says what they are over: ``seeds``, or ``splits`` where several seeds share
+    one, and ``… × items`` where the test items are a sample too; ``units`` is how many seeds or splits.
+    ``seeds_low`` and ``seeds_high`` bound the t interval over seeds (or splits), which holds the test items for fixed.
+    ``equivalence`` is the p of the hypothesis that the mean lies outside a margin (:func:`equivalent`).
+
+    ``flat`` says that there are several values, all the same as far as they resolve, zero or not.
     """
 
     n: int
     mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    detectable: float | None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    detectable: float | None = None
     flat: bool = False
+    over: str = "seeds"
+    units: int = 0
+    alpha: float = 0.05
+    seeds_low: float | None = None
+    seeds_high: float | None = None
+    equivalence: float | None = None
 
 
 @functools.cache
@@ -57,24 +84,6 @@ def average(values: Sequence[float]) -> float:
         return 2 * math.fsum(min(value, sys.float_info.max) / (2 * len(values)) for value in values)
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, tuple[float, float] | None]:
-    """Mean and its two-sided Student t interval: x̄ ± t_{(1+level)/2, n−1} · s / √n.
-
-    The interval is in the unit of the values, and None for one value, for values without spread (:func:`flat`) and
-    where no float holds it. Raises ValueError for none.
-    """
-    if not values:
-        raise ValueError("The mean of no values is not defined.")
-    center, n = float(np.mean(values)), len(values)
-    if not math.isfinite(center):
-        return average(values), None
-    if n == 1 or flat(values, resolution(values)):
-        return center, None
-    half = float(t_quantile((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-    return center, (center - half, center + half) if math.isfinite(half) else None
-
-
 def resolution(*scores: Sequence[float]) -> float:
     """The smallest difference that counts between these scores: ``RESOLUTION`` of the largest of them."""
     return RESOLUTION * max(float(np.abs(values).max()) for values in scores)
@@ -86,30 +95,65 @@ def flat(values: Sequence[float] | Values, finest: float) -> bool:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def paired(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
-    """Two-sided paired t test of a − b, with its 95 % interval and the smallest difference it could detect.
+def estimate(
+    values: Sequence[float] | Values,
+    finest: float,
+    *,
+    units: Sequence[int] | None = None,
+    by_item: ByItem | None = None,
+    alpha: float = 0.05,
+    margin: float | None = None,
+) -> Estimate:
+    """The mean of ``values`` [n], one a seed, with interval and test (:func:`kdbench.results.crossed.variance`).
 
-    With d = a − b, p = 2 F(−|t|) where t = d̄ √n / s_d and F is Student's t distribution at n − 1 degrees of freedom.
-    detectable = (t_{0.975, n−1} + t_{0.8, n−1}) · s_d / √n, the difference found with 80 % power at the 5 % level.
-    Differences that are all equal as far as the scores resolve (``RESOLUTION``) are ``flat``: s_d is 0 or rounding, and
-    t is not defined. They have no interval, p or detectable, whether they are 0 or not: few seeds and a small test set
-    give equal differences by chance. Neither has one pair, or differences whose spread no float holds. Raises
-    ValueError for unequal lengths or no pairs.
+    ``units`` number the seeds' independent units, by default each is one. With ``by_item`` they are over seeds and test
+    items. Without it, p is the t test's for fewer than ``FEWEST`` units and the sign-flip test's from there on; the
+    interval is Student's t. Values that differ by no more than ``finest`` are ``flat`` and have neither, whether they
+    are 0 or not: few seeds and a small test set give equal values by chance. Nor has one unit, or values whose spread
+    no float holds. Raises ValueError for no values.
+    """
+    if not len(values):
+        raise ValueError("The mean of no values is not defined.")
+    given = np.asarray(values, dtype=float)
+    n, unit = len(given), list(range(len(given))) if units is None else list(units)
+    center = float(given.mean())
+    means = np.bincount(unit, given) / np.bincount(unit)
+    over = "seeds" if len(means) == n else "splits"
+    if n > 1 and math.isfinite(finest) and (flat(given, finest) or (len(means) > 1 and flat(means, finest))):
+        return Estimate(n, center if abs(center) > finest else 0.0, flat=True, over=over, units=len(means), alpha=alpha)
+    seeds = variance([given[[place]] for place in range(n)], units=unit)
+    if seeds is None or not math.isfinite(center + seeds.error):
+        mean = center if math.isfinite(center) else average(np.nan_to_num(given).tolist())
+        return Estimate(n, mean, over=over, units=len(means), alpha=alpha)
+    crossed = variance(by_item.values, by_item.clusters, unit) if by_item else None
+    found = seeds if crossed is None else replace(crossed, over_units=seeds.over_units)
+    half, half_seeds = found.margin(alpha), seeds.margin(alpha)
+    return Estimate(
+        n,
+        center,
+        center - half,
+        center + half,
+        sign_flip(means) if crossed is None and len(means) == n >= FEWEST else found.p_value(center),
+        found.detectable(alpha),
+        over=over if crossed is None else f"{over} × items",
+        units=len(means),
+        alpha=alpha,
+        seeds_low=center - half_seeds,
+        seeds_high=center + half_seeds,
+        equivalence=equivalent(center, found, margin) if margin else None,
+    )
+
+
+def paired(a: Sequence[float], b: Sequence[float], **more: Any) -> Estimate:
+    """The :func:`estimate` of the mean of a − b over pairs, which resolves to ``RESOLUTION`` of the larger score.
+
+    Raises ValueError for unequal lengths or no pairs.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"Pairs need two equally long, non-empty sequences, not {len(a)} and {len(b)} values.")
-    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    n, finest = len(differences), resolution(a, b)
-    if n > 1 and math.isfinite(finest) and flat(differences, finest):
-        same = float(differences.mean())
-        return PairedDifference(n, same if abs(same) > finest else 0.0, None, None, None, None, flat=True)
-    center = float(differences.mean())
-    error = float(differences.std(ddof=1) / np.sqrt(n)) if n > 1 else math.inf
-    if not math.isfinite(center + error):
-        return PairedDifference(n, average(np.nan_to_num(differences).tolist()), None, None, None, None)
-    t, power = t_quantile(0.975, n - 1), t_quantile(0.8, n - 1)
-    p = float(2 * special.stdtr(n - 1, -abs(center / error)))
-    return PairedDifference(n, center, center - t * error, center + t * error, p, (t + power) * error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    return estimate(differences, resolution(a, b), **more)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -126,11 +170,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def adjusted(differences: Iterable[PairedDifference | None]) -> list[float | None]:
-    """Holm-adjusted p of paired tests. Flat differences have none, but count as a test that found nothing."""
-    listed = list(differences)
-    p_values = holm([None if one is None else 1.0 if one.flat else one.p for one in listed])
-    return [None if one is None or one.flat else p for one, p in zip(listed, p_values, strict=True)]
+def adjusted(estimates: Iterable[Estimate | None]) -> list[float | None]:
+    """Holm-adjusted p of tests. Flat differences have none, but count as a test that found nothing."""
+    listed = list(estimates)
+    corrected = holm([raw_p(one) for one in listed])
+    return [None if one is None or one.flat else p for one, p in zip(listed, corrected, strict=True)]
+
+
+def raw_p(one: Estimate | None) -> float | None:
+    """The p that a correction counts: 1 of flat differences, which were tested and found nothing."""
+    return None if one is None else 1.0 if one.flat else one.p
 
 
 @np.errstate(over="ignore", invalid="ignore")

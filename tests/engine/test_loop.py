@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdbench.engine import loop
-from kdbench.engine.callbacks import CheckedCheckpoints, Selection
+from kdbench.engine.callbacks import CheckedCheckpoints, Curves, Selection
 from kdbench.engine.distillation import distil
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
@@ -82,6 +83,17 @@ class Watched(Objective):
         module.log("hook/gradient", module.student.weight.grad.norm(), on_step=False, on_epoch=True, batch_size=1)
 
 
+class Dies(pl.Callback):
+    """Is killed before batch ``number`` of the training; None: lives."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch * 5 + batch_idx == self.number:
+            raise InterruptedError
+
+
 def _noting(hook: str) -> Any:
     def note(self: Watched, trainer: Any, module: Any, *values: Any) -> None:
         shown = [value.item() for value in values if isinstance(value, Tensor)]
@@ -100,33 +112,75 @@ for _hook in STEP_HOOKS:
         setattr(Watched, _hook, _noting(_hook))
 
 
-def _trained(folder: Path, monkeypatch: pytest.MonkeyPatch, lean: bool, **more: Any) -> tuple[Any, ...]:
-    steps = []
+BY_STEP = Optimizer(lr=0.01, schedule_by="step", warmup_steps=2)
+
+
+def _trained(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lean: bool,
+    batches: int = 15,
+    optimizer: Optimizer | None = None,
+    dies_at: int | None = None,
+    **more: Any,
+) -> tuple[Any, ...]:
+    """Hooks called, curves, and what the checkpoint of a fit holds that runs ``batches`` and may die before one."""
+    steps: list[int] = []
     step = loop.LeanEpochLoop._step
     with monkeypatch.context() as patch:
         patch.setattr(loop.LeanEpochLoop, "_step", lambda self, *a: steps.append(1) or step(self, *a))
         if not lean:
             patch.setattr(loop, "_plain", lambda trainer: False)
         torch.manual_seed(0)
-        module, objective = Module(nn.Linear(4, 1), Optimizer(lr=0.01)), Watched()
+        module, objective = Module(nn.Linear(4, 1), optimizer or Optimizer(lr=0.01)), Watched()
         module.attach(objective, {})
         options = Trainer(max_epochs=3, accelerator="cpu", checkpoint_every_n_epochs=1, **more)
-        curves, _ = distil(module, Data(), Selection("error", "min"), options, 3, 7, folder)
-    assert len(steps) == (15 if lean else 0)
+        curves = Curves()
+        with nullcontext() if dies_at is None else pytest.raises(InterruptedError):
+            curves, _ = distil(module, Data(), Selection("error", "min"), options, 3, 7, folder, [Dies(dies_at)])
+    assert len(steps) == (batches if lean else 0)
     saved = CheckedCheckpoints().load_checkpoint(folder / "last.ckpt")
-    return objective.calls, curves.values, saved["loops"], saved["state_dict"], saved["optimizer_states"]
+    kept = ("loops", "state_dict", "optimizer_states", "lr_schedulers", "logged")
+    return objective.calls, curves.values, *(saved[name] for name in kept)
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}], ids=["plain", "accumulating", "clipping"]
+    "more",
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+        {"optimizer": BY_STEP},
+        {"optimizer": BY_STEP, "accumulate_grad_batches": 2},
+        {"max_steps": 7, "batches": 7},
+        {"max_steps": 10, "batches": 10, "optimizer": BY_STEP, "check_val_every_n_epoch": 3},
+        {"checkpoint_every_n_steps": 2},
+    ],
+    ids=["plain", "accumulating", "clipping", "by step", "by step, accumulating", "7 steps", "two epochs", "mid-epoch"],
 )
 def test_hooks_weights_curves_and_checkpoint_are_those_of_lightnings_own_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     calls, curves, loops, *state = _trained(tmp_path / "lean", monkeypatch, True, **more)
     own_calls, own_curves, own_loops, *own_state = _trained(tmp_path / "own", monkeypatch, False, **more)
-    assert calls == own_calls and len(calls) > 100
+    assert calls == own_calls and len(calls) > 60
     assert curves == own_curves and {"train/double", "train/weight of size"} <= curves.keys()
+    assert loops == own_loops
+    torch.testing.assert_close(state, own_state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", [None, BY_STEP], ids=["by epoch", "by step"])
+def test_a_fit_killed_in_mid_epoch_goes_on_as_by_lightnings_own_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer | None
+) -> None:
+    given: dict[str, Any] = {"optimizer": optimizer, "checkpoint_every_n_steps": 1}
+    resumed = []
+    for lean in (True, False):
+        _trained(tmp_path / str(lean), monkeypatch, lean, batches=7, dies_at=7, **given)
+        resumed.append(_trained(tmp_path / str(lean), monkeypatch, lean, batches=7, **given))
+    (calls, curves, loops, *state), (own_calls, own_curves, own_loops, *own_state) = resumed
+    assert calls == own_calls and len(calls) > 50
+    assert curves == own_curves and curves["epoch"] == [0.0, 1.0, 2.0]
     assert loops == own_loops
     torch.testing.assert_close(state, own_state, rtol=0, atol=0)
 

@@ -176,7 +176,7 @@ def save(tmp_path: Path) -> Callable[[Sequence[Record]], Path]:
 @pytest.fixture(autouse=True)
 def _unknown_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """The records here are of imagined tasks and methods, of which no card and no method file tells."""
-    from kdbench.results import compare, origin
+    from kdbench.results import arms, origin
 
     monkeypatch.setattr(origin, "task_paths", dict)
-    monkeypatch.setattr(compare, "_defaults", lambda family, method: None)
+    monkeypatch.setattr(arms, "defaults", lambda family, method: None)

@@ -56,7 +56,7 @@ def test_rows_in_order(records: list[Record]) -> None:
 def test_a_control_is_held_against_its_method(records: list[Record]) -> None:
     control = row(one(records), "lingugkd · random teacher")
     real = paired([x / 60 for x in OURS], [x / 60 for x in RANDOM])
-    assert control.delta_real == real and control.p_real == real.p
+    assert control.kind == "control" and control.delta_real == real and control.p_real == real.p
     (line,) = [line for line in verdicts(one(records)) if "random teacher" in line]
     assert line.startswith("lingugkd − lingugkd · random teacher: +7.67 points") and line.endswith("better")
 
@@ -76,17 +76,20 @@ def test_scores_and_paired_differences(records: list[Record]) -> None:
     ours, kd = row(comparison, "lingugkd"), row(comparison, "kd")
     assert (ours.n, ours.seeds, ours.failed) == (5, (0, 1, 2, 3, 4), 0)
     assert ours.mean == pytest.approx(sum(OURS) / 300)
-    assert ours.delta_alone == paired([x / 60 for x in OURS], [x / 60 for x in ALONE])
-    assert ours.delta_kd == paired([x / 60 for x in OURS], [x / 60 for x in KD])
+    # Two primary contrasts: each interval is at the level 1 − 0.05 / 2.
+    assert ours.delta_alone == paired([x / 60 for x in OURS], [x / 60 for x in ALONE], alpha=0.025)
+    assert ours.delta_kd == paired([x / 60 for x in OURS], [x / 60 for x in KD], alpha=0.025)
+    assert kd.delta_alone == paired([x / 60 for x in KD], [x / 60 for x in ALONE])
     assert kd.delta_kd is None and kd.p_kd is None
     assert row(comparison, "alone").delta_alone is None
 
 
 def test_holm_runs_over_each_family(records: list[Record]) -> None:
     kd, ours, control = one(records).rows[2:]
-    deltas = [kd.delta_alone, ours.delta_alone]
-    assert [kd.p_alone, ours.p_alone] == holm([delta.p if delta else None for delta in deltas])
-    assert ours.delta_kd and ours.p_kd == ours.delta_kd.p
+    assert [row.kind for row in (kd, ours, control)] == ["baseline", "method", "control"]
+    assert kd.delta_alone and kd.p_alone == kd.delta_alone.p
+    assert ours.delta_alone and ours.delta_kd
+    assert [ours.p_alone, ours.p_kd] == holm([ours.delta_alone.p, ours.delta_kd.p])
     assert control.delta_alone and control.p_alone is control.p_kd is None
 
 
@@ -231,11 +234,11 @@ def test_verdicts(arms: Arms) -> None:
     text = {line.split(" − ")[0]: line for line in lines}
     assert text["kd"].startswith("kd − alone: +6.67 points [+") and text["kd"].endswith(": better")
     assert text["close"] == (
-        "close − kd: +0.00 points [−2.07, +2.07], p = 1.00: "
-        "no detectable difference (5 paired seeds could detect 2.77 points)"
+        "close − kd: +0.00 points [−3.92, +3.92], p = 1.00, 5 pairs: "
+        "no detectable difference (could detect 4.96 points)"
     )
-    assert text["far"].endswith("p < 0.001: better") and "+17.33 points" in text["far"]
-    assert text["worse"].endswith("p < 0.001: worse") and "−16.00 points" in text["worse"]
+    assert text["far"].endswith("p < 0.001, 5 pairs: better") and "+17.33 points" in text["far"]
+    assert text["worse"].endswith("p < 0.001, 5 pairs: worse") and "−16.00 points" in text["worse"]
     assert text["shift"] == "shift − kd: +1.67 points in each of 5 paired seeds; no spread: add seeds"
 
 
@@ -285,9 +288,9 @@ def test_scores_and_runs_stand_in_the_order_of_seeds(records: list[Record]) -> N
 
 
 def test_defaults_are_marked(arms: Arms, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdbench.results import compare as module
+    from kdbench.results import arms as module
 
-    monkeypatch.setattr(module, "_defaults", lambda family, method: {"temperature": 1.0})
+    monkeypatch.setattr(module, "defaults", lambda family, method: {"temperature": 1.0})
     runs = [*arms("kd", KD, hyper={"temperature": 1.0}), *arms("kd", KD, hyper={"temperature": 2.0})]
     control = arms("kd", RANDOM, hyper={"temperature": 1.0}, control="random_teacher", teacher_right=20)
     assert [r.label for r in one([*runs, *control]).rows if r.default] == ["kd"]

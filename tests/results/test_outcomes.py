@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 
 from kdbench import hashing
 from kdbench.board import submit
+from kdbench.board.build import build
 from kdbench.errors import DataError
 from kdbench.plan.metrics import scores
 from kdbench.results import compare, outcomes, record, store
@@ -192,6 +193,19 @@ def test_a_contribution_brings_them(keep: Keep, tmp_path: Path) -> None:
     assert prepared.problems == [] and outcomes.sidecar(place).is_file()
     flipped(outcomes.sidecar(place))
     assert submit.prepare([run.path], tmp_path / "published").problems[0].field == "outcomes"
+
+
+def test_the_site_offers_them(keep: Keep, tmp_path: Path) -> None:
+    run, site = keep(), tmp_path / "site"
+    assert run.path and build([run.path], site, 1).problems == []
+    (offered,) = site.glob("record/*/*.safetensors")
+    assert offered.read_bytes() == outcomes.sidecar(run.path).read_bytes()
+    assert f'href="{offered.name}"' in offered.with_suffix(".html").read_text()
+    outcomes.sidecar(run.path).unlink()
+    report = build([run.path], site, 1)  # over the site that a build made
+    assert report.problems == [] and any("outcomes" in why for why in report.unchecked)
+    assert not list(site.glob("record/*/*.safetensors"))
+    assert offered.name not in offered.with_suffix(".html").read_text()
 
 
 def test_a_record_that_is_set_aside_takes_them_along(keep: Keep) -> None:

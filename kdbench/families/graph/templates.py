@@ -15,13 +15,13 @@ from torch_geometric import template
 from torch_geometric.nn.conv import message_passing
 
 
-def in_memory(module_name: str, template_path: str, tmp_dirname: str, **told: Any) -> ModuleType:
+def in_memory(module_name: str, template_path: str, tmp_dirname: str, **values: Any) -> ModuleType:
     """``torch_geometric.template.module_from_template``: the module of that name, made from the template if need be."""
     if module_name not in sys.modules:
         path = Path(template_path)
-        found = template.Environment(loader=template.FileSystemLoader(path.parent)).get_template(path.name)
+        source = template.Environment(loader=template.FileSystemLoader(path.parent)).get_template(path.name)
         sys.modules[module_name] = module = ModuleType(module_name)
-        exec(compile(found.render(**told), f"<{module_name}>", "exec"), module.__dict__)
+        exec(compile(source.render(**values), f"<{module_name}>", "exec"), module.__dict__)
     return sys.modules[module_name]
 
 

@@ -26,8 +26,8 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         for file, content in files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(content)
-        told = {file: datasets.File(file_digest(folder / file)) for file in files}
-        monkeypatch.setitem(datasets.datasets(), name, replace(info, files=told))
+        listed = {file: datasets.File(file_digest(folder / file)) for file in files}
+        monkeypatch.setitem(datasets.datasets(), name, replace(info, files=listed))
         return folder
 
     data.load.cache_clear()

@@ -94,8 +94,8 @@ def images(path: Path, listing: Listing, scale: Scale, folder: str = "") -> Imag
     files = [path.parent / "images" / one.file_name for one in mine]
     for one, file in zip(mine, files, strict=True):
         if (size := pictures.size_of(file)) != (one.width, one.height):
-            told = f"{size[0]} × {size[1]} pixels, but {path} says {one.width} × {one.height}"
-            raise DataError(f"{file} has {told}.")
+            sizes = f"{size[0]} × {size[1]} pixels, but {path} says {one.width} × {one.height}"
+            raise DataError(f"{file} has {sizes}.")
     return Images(tuple(one.file_name for one in mine), files, scale)
 
 

@@ -22,7 +22,7 @@ class Count:
     given: int = 0
     right: int = 0
     objects: int = 0
-    found: int = 0
+    recalled: int = 0
 
     def add(self, other: Count) -> None:
         """Add another image's."""
@@ -37,7 +37,7 @@ class Count:
     @property
     def recall(self) -> float:
         """Share of the objects that a label finds; NaN without an object."""
-        return self.found / self.objects if self.objects else float("nan")
+        return self.recalled / self.objects if self.objects else float("nan")
 
 
 @dataclass
@@ -77,10 +77,10 @@ def judged(labels: Truth, truth: Truth, left: Tensor, classes: int) -> list[Coun
     """
     hit = matches(labels, truth)
     right = hit.any(dim=1) if len(truth.boxes) else torch.zeros(len(labels.boxes), dtype=torch.bool)
-    found = hit.any(dim=0) & left if len(labels.boxes) else torch.zeros(len(truth.boxes), dtype=torch.bool)
+    recalled = hit.any(dim=0) & left if len(labels.boxes) else torch.zeros(len(truth.boxes), dtype=torch.bool)
     counts = []
     for number in range(classes):
         mine, objects = labels.labels == number, truth.labels == number
-        totals = mine.sum(), (right & mine).sum(), (objects & left).sum(), (found & objects).sum()
+        totals = mine.sum(), (right & mine).sum(), (objects & left).sum(), (recalled & objects).sum()
         counts.append(Count(*(int(total) for total in totals)))
     return counts

@@ -22,20 +22,20 @@ Boxes = Sequence[Tensor]
 
 
 def outcomes(
-    found: tuple[Boxes, Sequence[Tensor], Sequence[Tensor]],
+    detected: tuple[Boxes, Sequence[Tensor], Sequence[Tensor]],
     true: tuple[Boxes, Sequence[Tensor]],
     classes: Sequence[str],
     most: int,
 ) -> dict[str, Tensor]:
     """Detections by class, as :func:`kdbench.results.pseudovalues.average_precision` takes them.
 
-    ``found`` are boxes, scores ``[k]`` and classes ``[k]`` of each image, ``true`` boxes and classes; of an image and
-    class at most the ``most`` surest detections count.
+    ``detected`` are boxes, scores ``[k]`` and classes ``[k]`` of each image, ``true`` boxes and classes; of an image
+    and class at most the ``most`` surest detections count.
     """
     arrays: dict[str, Tensor] = {}
     for number, name in enumerate(classes):
         parts: dict[str, list[Tensor]] = {"image": [], "score": [], "matched": [], "targets": []}
-        for image, (boxes, score, label, real, kind) in enumerate(zip(*found, *true, strict=True)):
+        for image, (boxes, score, label, real, kind) in enumerate(zip(*detected, *true, strict=True)):
             mine, due = label == number, real[kind == number]
             order = np.argsort(-score[mine].double().cpu().numpy(), kind="stable")[:most]
             parts["image"].append(torch.full((len(order),), image))
@@ -46,12 +46,12 @@ def outcomes(
     return arrays
 
 
-def matched(found: Tensor, true: Tensor) -> Tensor:
+def matched(detected: Tensor, true: Tensor) -> Tensor:
     """Whether each detection, the surest first, takes a true box: uint8 ``[k]``. Boxes are ``[·, 4]``, x, y, w, h."""
-    takes = torch.zeros(len(found), dtype=torch.uint8)
-    if not len(found) or not len(true):
+    takes = torch.zeros(len(detected), dtype=torch.uint8)
+    if not len(detected) or not len(true):
         return takes
-    overlaps = iou(found.double().cpu().numpy(), true.double().cpu().numpy(), [0] * len(true))
+    overlaps = iou(detected.double().cpu().numpy(), true.double().cpu().numpy(), [0] * len(true))
     free = np.ones(len(true), dtype=bool)
     for row, mine in enumerate(overlaps):
         open_to = np.where(free, mine, -1.0)

@@ -19,12 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from kdbench.engine import own
 from kdbench.engine.teachers import Outputs
 from kdbench.errors import KdbenchError, UsageError
-from kdbench.families.detection.domain_adaptation.options import Detector
+from kdbench.families.detection.domain_adaptation.lite0 import Lite0
+from kdbench.families.detection.domain_adaptation.options import LITE0, Detector
+from kdbench.networks import efficientnet_lite
 from kdbench.networks.openmmlab import provide
 from kdbench.plan.own import module_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 STAGES = {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
+STRIDES = (8, 16, 32)
+"""Of a pyramid's levels."""
 RATIOS = (0.5, 1.0, 2.0)
 SCORE, OVERLAP, DETECTIONS = 0.05, 0.5, 100  # of the final detections
 LOSSES = ("rpn_cls", "rpn_box", "roi_cls", "roi_box")
@@ -32,7 +36,9 @@ LOSSES = ("rpn_cls", "rpn_box", "roi_cls", "roi_box")
 
 def configuration(options: Detector, classes: int) -> dict[str, Any]:
     """mmdet's configuration of the detector."""
-    parts = {"r18_fpn": _pyramid, "r50_c4": _stage_four}[options.name](options, classes)
+    parts = {"r18_fpn": _resnet_pyramid, "lite0_fpn": _lite0_pyramid, "r50_c4": _stage_four}[options.name](
+        options, classes
+    )
     nms = {"type": "nms", "iou_threshold": 0.7}
     few, many = options.proposals, options.training_proposals
 
@@ -100,31 +106,37 @@ def _head(kind: str, classes: int, channels: int, **more: Any) -> dict[str, Any]
     }
 
 
-def _pyramid(options: Detector, classes: int) -> dict[str, Any]:
-    base, width, strides = options.base_channels, options.neck_channels, (8, 16, 32)[: options.levels]
-    norm = {"type": "GN", "num_groups": 8}
-    backbone = {"type": "ResNet", "depth": 18, "base_channels": base, "num_stages": options.levels + 1}
+def _pyramid(options: Detector, classes: int, backbone: Mapping[str, Any], channels: Sequence[int]) -> dict[str, Any]:
+    width, strides = options.neck_channels, STRIDES[: options.levels]
+    neck = {"in_channels": list(channels), "out_channels": width, "num_outs": options.levels}
     roi_head = {
         "type": "StandardRoIHead",
         "bbox_roi_extractor": _roi(7, 2, width, strides, 4 * strides[0]),
         "bbox_head": _head("Shared2FCBBoxHead", classes, width, fc_out_channels=options.head_channels),
     }
     return {
-        "backbone": {
-            **backbone,
-            **{name: values[: options.levels + 1] for name, values in STAGES.items()},
-            "out_indices": range(1, options.levels + 1),
-            **{"frozen_stages": -1, "norm_cfg": norm, "norm_eval": False, "style": "pytorch"},
-        },
-        "neck": {
-            "type": "FPN",
-            "in_channels": [base * 2**level for level in range(1, options.levels + 1)],
-            "out_channels": width,
-            "num_outs": options.levels,
-        },
+        "backbone": dict(backbone),
+        "neck": {"type": "FPN", **neck},
         "rpn_head": _rpn(options, width, strides),
         "roi_head": roi_head,
     }
+
+
+def _resnet_pyramid(options: Detector, classes: int) -> dict[str, Any]:
+    base, stages = options.base_channels, options.levels + 1
+    backbone = {
+        **{"type": "ResNet", "depth": 18, "base_channels": base, "num_stages": stages},
+        **{name: values[:stages] for name, values in STAGES.items()},
+        "out_indices": range(1, stages),
+        **{"frozen_stages": -1, "norm_cfg": {"type": "GN", "num_groups": 8}, "norm_eval": False, "style": "pytorch"},
+    }
+    return _pyramid(options, classes, backbone, [base * 2**level for level in range(1, stages)])
+
+
+def _lite0_pyramid(options: Detector, classes: int) -> dict[str, Any]:
+    strides = STRIDES[: options.levels]
+    backbone = {"type": Lite0, "strides": strides, "mean": MEAN, "std": STD}
+    return _pyramid(options, classes, backbone, [efficientnet_lite.CHANNELS[stride] for stride in strides])
 
 
 def _stage_four(options: Detector, classes: int) -> dict[str, Any]:
@@ -169,6 +181,8 @@ def build(options: Detector, classes: int) -> nn.Module:
 
 
 def _read_weights(name: str) -> Mapping[str, Tensor]:
+    if name == LITE0:
+        return efficientnet_lite.imagenet_weights()
     path = Path(name)
     if path.suffix == ".safetensors" and path.exists():
         from safetensors.torch import load_file
@@ -188,7 +202,10 @@ def _read_weights(name: str) -> Mapping[str, Tensor]:
 
 
 def _begin_with(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load torchvision's names (conv1, bn1, layer1 … layer4) into the backbone and, where it has one, the RoI stage."""
+    """Load tensors by their names into the backbone and, where it has one, the RoI stage.
+
+    The names are those of the backbone: torchvision's (conv1, bn1, layer1 … layer4) for a ResNet.
+    """
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     parts = [network.get_submodule("backbone")]
     if any(key == "roi_head.shared_head" for key, _ in network.named_modules()):
@@ -242,17 +259,19 @@ def losses(
     """
     from mmengine.structures import InstanceData
 
-    def told(sample: Any, one: Truth, labels: Tensor) -> Any:
+    def labelled(sample: Any, one: Truth, labels: Tensor) -> Any:
         copied = sample.new(metainfo=sample.metainfo)
         copied.gt_instances = InstanceData(bboxes=one.boxes, labels=labels)
         return copied
 
     pairs = list(zip(samples, truth, strict=True))
-    objects = [told(sample, one, torch.zeros_like(one.labels)) for sample, one in pairs]
+    objects = [labelled(sample, one, torch.zeros_like(one.labels)) for sample, one in pairs]
     rpn, proposals = network.rpn_head.loss_and_predict(
         tuple(features), objects, proposal_cfg=network.train_cfg.rpn_proposal
     )
-    roi = network.roi_head.loss(tuple(features), proposals, [told(sample, one, one.labels) for sample, one in pairs])
+    roi = network.roi_head.loss(
+        tuple(features), proposals, [labelled(sample, one, one.labels) for sample, one in pairs]
+    )
     values = (rpn["loss_rpn_cls"], rpn["loss_rpn_bbox"], roi["loss_cls"], roi["loss_bbox"])
     return {name: _sum(value) for name, value in zip(LOSSES, values, strict=True)}
 
@@ -264,8 +283,8 @@ def _sum(value: Tensor | Sequence[Tensor]) -> Tensor:
 def classify(network: Any, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the RoI head says of regions ``[n, 5]`` (image, box): logits ``[n, C+1]``, deltas ``[n, 4C]``, and the
     spatial mean of the region's feature ``[n, d]``."""
-    told = network.roi_head._bbox_forward(tuple(features), rois)
-    return told["cls_score"], told["bbox_pred"], told["bbox_feats"].mean(dim=(2, 3))
+    outputs = network.roi_head._bbox_forward(tuple(features), rois)
+    return outputs["cls_score"], outputs["bbox_pred"], outputs["bbox_feats"].mean(dim=(2, 3))
 
 
 def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
@@ -281,7 +300,7 @@ def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
     metas = [description.metainfo for description in samples(images, sizes)]
     objectness = network.rpn_head(maps)
     proposed = network.rpn_head.predict_by_feat(*objectness, batch_img_metas=metas, rescale=False)
-    regions = [found.bboxes for found in proposed]
+    regions = [one.bboxes for one in proposed]
     rois = as_rois(regions)
     counts = [len(boxes) for boxes in regions]
     classified = classify(network, maps, rois)
@@ -290,9 +309,9 @@ def predict(network: Any, images: Tensor, sizes: Tensor) -> Outputs:
             raise KdbenchError(f"The detector's {name} head says NaN or infinity: weights or images are not finite.")
     said = [torch.split(part, counts) for part in (rois, *classified)]
     head, settings = network.roi_head.bbox_head, network.roi_head.test_cfg
-    found = head.predict_by_feat(*said[:3], batch_img_metas=metas, rcnn_test_cfg=settings, rescale=False)
+    detections = head.predict_by_feat(*said[:3], batch_img_metas=metas, rcnn_test_cfg=settings, rescale=False)
     return {
-        **{name: _padded([getattr(one, mine) for one in found]) for name, mine in DETECTED.items()},
+        **{name: _padded([getattr(one, mine) for one in detections]) for name, mine in DETECTED.items()},
         "proposals": _padded(regions),
         "proposed": torch.tensor(counts, device=images.device),
         **{name: _padded(part) for name, part in zip(("logits", "deltas", "features"), said[1:], strict=True)},

@@ -61,8 +61,8 @@ def size_of(path: Path) -> tuple[int, int]:
 def check_box(where: str, box: Sequence[float], width: float, height: float) -> None:
     """Raise :class:`DataError` for a box [x1, y1, x2, y2] that has no area or leaves its picture."""
     x1, y1, x2, y2 = box
-    told = f"{where}: its box from {x1:g}, {y1:g} to {x2:g}, {y2:g}"
+    message = f"{where}: its box from {x1:g}, {y1:g} to {x2:g}, {y2:g}"
     if not (x2 > x1 and y2 > y1):
-        raise DataError(f"{told} has no area.")
+        raise DataError(f"{message} has no area.")
     if min(x1, y1) < -OUTSIDE or x2 > width + OUTSIDE or y2 > height + OUTSIDE:
-        raise DataError(f"{told} leaves the picture of {width:g} × {height:g} pixels.")
+        raise DataError(f"{message} leaves the picture of {width:g} × {height:g} pixels.")

@@ -66,7 +66,7 @@ class SelfTraining(pl.Callback):
         return [self, self._teacher]
 
     def lesson(self, step: Step) -> Lesson:
-        """The student's losses of one step; their names and what is told are the same at every step."""
+        """The student's losses of one step; their names and what is logged are the same at every step."""
         batch, student = step.batch, step.student
         confident = high_confidence(step.teacher, self.threshold)
         images = views.strong(batch.images, batch.sizes)
@@ -89,8 +89,8 @@ class SelfTraining(pl.Callback):
             nothing = 0 * torch.stack([level.sum() for level in maps]).sum()
             return dict.fromkeys(models.LOSSES, nothing)
         mine = [level[list(rows)] for level in maps]
-        told = models.losses(student, mine, [samples[row] for row in rows], [truth[row] for row in rows])
-        return {name: value * (len(rows) / len(samples)) for name, value in told.items()}
+        values = models.losses(student, mine, [samples[row] for row in rows], [truth[row] for row in rows])
+        return {name: value * (len(rows) / len(samples)) for name, value in values.items()}
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -111,6 +111,6 @@ class SelfTraining(pl.Callback):
         module.student.load_state_dict(self._raw)
         raw = {split: task.score(module, split) for split in ("val", "test")}
         module.student.load_state_dict(deployed)
-        metrics = {split: {f"student_{name}": value for name, value in told.items()} for split, told in raw.items()}
+        metrics = {split: {f"student_{name}": value for name, value in scores.items()} for split, scores in raw.items()}
         description = "moving average of the student, deployed; student_*: the raw student"
         return {"kind": "ema", "description": description, "metrics": metrics, "predictions": None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,8 @@ from kdbench.families.detection.domain_adaptation import domains, matching, view
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.data import Batch, Domains, LabelledBatch, collate, loaders
 from kdbench.families.detection.domain_adaptation.networks import Truth
-from kdbench.families.detection.domain_adaptation.options import AdaptationData, Detector, MeanTeacher
+from kdbench.families.detection.domain_adaptation.options import LITE0, AdaptationData, Detector, MeanTeacher
+from kdbench.networks import efficientnet_lite
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
 from kdbench.plan.metrics import Undefined
@@ -66,8 +67,8 @@ class AdaptiveDetection(DistillationModule):
     def evaluate(self, split: str, output: Outputs, targets: Sequence[Truth]) -> None:
         keys = ("boxes", "scores", "labels")
         rows = [dict(zip(keys, row, strict=True)) for row in zip(*(output[key] for key in keys), strict=True)]
-        found = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
-        self._metric(split).update(found, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
+        detections = [{key: value[row["scores"] > 0] for key, value in row.items()} for row in rows]
+        self._metric(split).update(detections, [{"boxes": one.boxes, "labels": one.labels} for one in targets])
 
     def results(self, split: str) -> dict[str, float | Undefined]:
         metric = self._metric(split)
@@ -106,14 +107,14 @@ def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float
     """
     means = {"map50": float(values["map_50"]), "map": float(values["map"]), "ar100": float(values["mar_100"])}
     nothing = Undefined(f"no image has a box of {', '.join(classes)}")
-    told = {name: nothing if value < 0 else value for name, value in means.items()}
+    named = {name: nothing if value < 0 else value for name, value in means.items()}
     for place, number in enumerate(values["classes"].flatten().tolist()):
         precision = values["precision"][0, :, place, 0, -1]  # [recall thresholds] at IoU 0.5, all sizes
         recall = values["recall"][:, place, 0, -1]  # [IoU thresholds]
         if (precision > -1).any():
-            told[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
-            told[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
-    return told
+            named[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
+            named[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
+    return named
 
 
 def batch_losses(network: Any, images: Tensor, sizes: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:
@@ -130,15 +131,15 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
 
     def __init__(self, config: RunConfig[AdaptationData, Detector, MeanTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.domains: Domains = domains.load(config.dataset, config.data)
+        self.domains: Domains = domains.of_run(config.dataset, config.data, config.seed)
 
     @cached_property
     def facts(self) -> DataFacts:
-        told, info = self.domains, dataset(self.config.dataset)
-        sizes = {"train": len(told.target_train), "val": len(told.target_val), "test": len(told.target_test)}
+        pair, info = self.domains, dataset(self.config.dataset)
+        sizes = {"train": len(pair.target_train), "val": len(pair.target_val), "test": len(pair.target_test)}
         groups = torch.zeros(sizes["train"], dtype=torch.int64)
-        sha256 = (told.sha256, told.split_sha256)
-        return DataFacts(told.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
+        sha256 = (pair.sha256, pair.split_sha256)
+        return DataFacts(pair.name, *sha256, info.generated, info.licence, sizes, sizes["train"], groups)
 
     def balance(self) -> dict[str, dict[str, int]]:
         """True boxes; those of the target's training images are hidden."""
@@ -152,15 +153,16 @@ class AdaptationTask(Task[AdaptationData, Detector, MeanTeacher]):
         }
 
     def data(self) -> Loaders:
-        told = self.domains
+        pair = self.domains
         return loaders(
-            told.target_train, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed
+            pair.target_train, pair.target_val, pair.target_test, self.config.data.batch_size, self.config.seed
         )
 
     def labelled(self) -> Loaders:
         """The same loaders with the target's training labels: for the oracle alone."""
-        told, labelled = self.domains, domains.hidden(self.config.dataset, self.config.data)
-        return loaders(labelled, told.target_val, told.target_test, self.config.data.batch_size, self.config.seed)
+        pair, config = self.domains, self.config
+        labelled = domains.hidden_of_run(config.dataset, config.data, config.seed)
+        return loaders(labelled, pair.target_val, pair.target_test, config.data.batch_size, config.seed)
 
     def foundation(self) -> Sequence[Stage]:
         return [SourceTask(self.config, self.store).stage()]
@@ -238,8 +240,8 @@ class SourceTask(AdaptationTask):
         super().__init__(replace(config.shared, optimizer=optimizer, trainer=trainer), store)
 
     def data(self) -> Loaders:
-        told = self.domains
-        return loaders(told.source_train, told.source_val, None, self.config.data.source_batch_size, self.config.seed)
+        pair = self.domains
+        return loaders(pair.source_train, pair.source_val, None, self.config.data.source_batch_size, self.config.seed)
 
     def module(self, student: nn.Module) -> AdaptiveDetection:
         return AdaptiveDetection(student, self.config.optimizer, self.domains.classes, flips=True)
@@ -247,13 +249,19 @@ class SourceTask(AdaptationTask):
     def stage(self) -> Stage:
         """The stage that every arm of a seed begins with."""
         inputs = {
-            "data": self.domains.sha256,
+            "data": [self.domains.sha256, self.domains.split_sha256],
             "views": {**plain(self.config.data), "batch_size": None},
             "detector": plain(self.config.student),
         }
         epochs = self.config.student.source_epochs
         code = modules(self.config.student)
-        return self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed, code=code)
+        stage = self.supervised(SOURCE, self.network, inputs, epochs, self.config.seed, code=code)
+        return stage if self.config.student.weights != LITE0 else replace(stage, run=_with_provenance(stage.run))
+
+
+def _with_provenance(run: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+    """A stage's work whose report also says which file the backbone began with."""
+    return lambda *given: {**run(*given), "backbone": efficientnet_lite.provenance()}
 
 
 TASK = AdaptationTask

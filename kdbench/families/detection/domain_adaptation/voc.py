@@ -76,8 +76,8 @@ def _check_apart(root: Path, pair: VOC) -> None:
         if folder == other_folder:
             shared = sorted(set(_listed(root / folder, one)) & set(_listed(root / folder, other)))
             if shared:
-                told = f"{_set(root / folder, one)} and {_set(root / folder, other)} share {len(shared)} images"
-                raise DataError(f"{told}, such as {shared[0]}.")
+                message = f"{_set(root / folder, one)} and {_set(root / folder, other)} share {len(shared)} images"
+                raise DataError(f"{message}, such as {shared[0]}.")
 
 
 def _pictures(folder: Path, part: str) -> dict[str, Path]:
@@ -100,8 +100,8 @@ def _annotated(folder: Path, part: str, pair: VOC, scale: Scale) -> Annotated:
     paths = _pictures(folder, part)
     truth = [read_xml(_xml(folder, name), path, pair) for name, path in paths.items()]
     if not any(len(one.labels) for one in truth):
-        told = f"none of its {len(truth)} images has an object of the classes {', '.join(pair.classes)}"
-        raise DataError(f"{_set(folder, part)}: {told}.")
+        message = f"none of its {len(truth)} images has an object of the classes {', '.join(pair.classes)}"
+        raise DataError(f"{_set(folder, part)}: {message}.")
     return Annotated(_images(paths, folder.name, scale), truth)
 
 
@@ -120,8 +120,8 @@ def read_xml(path: Path, picture: Path, pair: VOC) -> Truth:
     has no area or leaves the picture.
     """
     root, size = _parsed(path), pictures.size_of(picture)
-    told = root.find("size")
-    if told is not None and (said := tuple(_number(told, key, path) for key in ("width", "height"))) != size:
+    written = root.find("size")
+    if written is not None and (said := tuple(_number(written, key, path) for key in ("width", "height"))) != size:
         raise DataError(f"{path} is of {said[0]:g} × {said[1]:g} pixels, but {picture} has {size[0]} × {size[1]}.")
     boxes, labels = list[list[float]](), list[int]()
     for number, entry in enumerate(root.iter("object"), 1):
@@ -185,10 +185,10 @@ def _fingerprint(root: Path, parts: Sequence[tuple[str, str]]) -> str:
 
     The images themselves are tens of gigabytes; a changed one shows in its size.
     """
-    told = []
+    entries = []
     for place, (folder, part) in enumerate(parts):
         home, seen = root / folder, place != len(parts) - 2
         for name in _listed(home, part):
             xml = file_digest(_xml(home, name)) if seen else ""
-            told.append([folder, part, name, os.path.getsize(_image(home, name)), xml])
-    return digest(told)
+            entries.append([folder, part, name, os.path.getsize(_image(home, name)), xml])
+    return digest(entries)

@@ -44,8 +44,8 @@ def condense(graphs: Graphs, hops: int, theta: tuple[int, ...], drop_shared: boo
     A graph counts for the set of its trees, those of isolated nodes left out. ``drop_shared`` removes sets that are
     frequent in several classes. Raises :class:`UsageError` where a class has no set, or more than 10,000.
     """
-    found = colour(graphs, hops)
-    mined = [mine(found, label, threshold) for label, threshold in enumerate(theta)]
+    trees = colour(graphs, hops)
+    mined = [mine(trees, label, threshold) for label, threshold in enumerate(theta)]
     holders = Counter(pattern for one in mined for pattern in one)
     shared = {pattern for pattern, classes in holders.items() if classes > 1} if drop_shared else set()
     kept = [{pattern: count for pattern, count in one.items() if pattern not in shared} for one in mined]
@@ -57,11 +57,11 @@ def condense(graphs: Graphs, hops: int, theta: tuple[int, ...], drop_shared: boo
                 f"No set of trees is left for class {label}: {why}. Lower its threshold (method.theta={list(theta)}), "
                 f"raise the other class's{', or keep shared sets (method.drop_shared=false)' if shared else ''}."
             )
-    final = found.colours[-1]
+    final = trees.colours[-1]
     node_of = np.empty(int(final.max()) + 1, dtype=np.int64)
     node_of[final[::-1]] = np.arange(len(final))[::-1]
     chosen = [(label, pattern, count) for label, one in enumerate(kept) for pattern, count in one.items()]
-    built = concatenate([expand(found, node_of[list(pattern)], label) for label, pattern, _ in chosen])
+    built = concatenate([expand(trees, node_of[list(pattern)], label) for label, pattern, _ in chosen])
     facts = {
         "trees": [len(np.unique(final[_nodes(graphs, label)])) for label in range(len(theta))],
         "patterns": [len(one) for one in mined],
@@ -71,16 +71,16 @@ def condense(graphs: Graphs, hops: int, theta: tuple[int, ...], drop_shared: boo
     return Condensed(built, torch.tensor([count for _, _, count in chosen]), facts)
 
 
-def mine(found: Trees, label: int, threshold: int) -> dict[tuple[int, ...], int]:
+def mine(trees: Trees, label: int, threshold: int) -> dict[tuple[int, ...], int]:
     """The tree sets that at least ``threshold`` graphs of class ``label`` hold, as sorted colours -> support.
 
     Most frequent first, then by size and colour. Raises :class:`UsageError` for more than 10,000.
     """
-    nodes = _nodes(found.graphs, label) & (found.degrees > 0)
-    graph = np.repeat(np.arange(len(found.graphs)), found.graphs.nodes.numpy())[nodes]
-    colours = found.colours[-1][nodes]
-    pairs = np.unique(graph * (int(found.colours[-1].max(initial=0)) + 1) + colours)
-    transactions, items = np.divmod(pairs, int(found.colours[-1].max(initial=0)) + 1)
+    nodes = _nodes(trees.graphs, label) & (trees.degrees > 0)
+    graph = np.repeat(np.arange(len(trees.graphs)), trees.graphs.nodes.numpy())[nodes]
+    colours = trees.colours[-1][nodes]
+    pairs = np.unique(graph * (int(trees.colours[-1].max(initial=0)) + 1) + colours)
+    transactions, items = np.divmod(pairs, int(trees.colours[-1].max(initial=0)) + 1)
     sets = list(islice(frequent_itemsets(transactions, items, threshold), CAP + 1))
     if len(sets) > CAP:
         raise UsageError(

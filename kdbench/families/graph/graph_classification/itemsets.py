@@ -31,7 +31,7 @@ def _grow(
     prefix: tuple[int, ...], level: list[tuple[int, int]], threshold: int
 ) -> Iterator[tuple[tuple[int, ...], int]]:
     for place, (bits, item) in enumerate(level):
-        found = (*prefix, item)
-        yield tuple(sorted(found)), bits.bit_count()
+        itemset = (*prefix, item)
+        yield tuple(sorted(itemset)), bits.bit_count()
         common = ((bits & other, later) for other, later in level[place + 1 :])
-        yield from _grow(found, [pair for pair in common if pair[0].bit_count() >= threshold], threshold)
+        yield from _grow(itemset, [pair for pair in common if pair[0].bit_count() >= threshold], threshold)

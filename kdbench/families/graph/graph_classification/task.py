@@ -182,8 +182,8 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         if self.brought:
             return ()
         options, data = self.config.teacher, self.graphs
-        told = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
-        inputs = {**told, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
+        network = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
+        inputs = {**network, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
         loaders = graph_loaders(data, self.config.data.batch_size, options.seed)
         return [self.teacher_stage("teacher", inputs, options.epochs, options.seed, loaders)]
 

@@ -90,12 +90,12 @@ def expand(trees: Trees, roots: np.ndarray, label: int) -> Graphs:
     for _ in range(depth):
         degrees = trees.degrees[origin[-1]]
         first = trees.starts[origin[-1]] - (np.cumsum(degrees) - degrees)
-        found = trees.edges[np.arange(degrees.sum()) + np.repeat(first, degrees)]
-        edges.append(found)
+        incoming = trees.edges[np.arange(degrees.sum()) + np.repeat(first, degrees)]
+        edges.append(incoming)
         parents.append(np.repeat(at, degrees))
-        origin.append(source[found])
-        at = np.arange(total, total + len(found))
-        total += len(found)
+        origin.append(source[incoming])
+        at = np.arange(total, total + len(incoming))
+        total += len(incoming)
     nodes, edge, parent = (torch.from_numpy(np.concatenate(part)) for part in (origin, edges, parents))
     children = torch.arange(len(roots), total)
     return Graphs(

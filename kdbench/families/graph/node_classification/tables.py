@@ -12,7 +12,7 @@ import torch
 from kdbench.engine import inputs
 from kdbench.errors import DataError, unknown
 from kdbench.families.graph.node_classification import graphs
-from kdbench.families.graph.node_classification.graphs import SPLITS, UNLABELLED, NodeGraph, shuffled_split
+from kdbench.families.graph.node_classification.graphs import SPLITS, UNLABELLED, NodeGraph, drawn_split
 from kdbench.families.graph.node_classification.options import CsvText, NodeData, NpzGraph
 from kdbench.plan.datasets import Dataset, fetch, folder_of
 
@@ -45,18 +45,11 @@ def npz_graph(data: Dataset, how: NpzGraph, options: NodeData, split: int) -> No
         inputs.same_length({f"{path}: y": count, f"{path}: split": len(groups)})
         groups[y < 0] = UNLABELLED
     else:
-        groups = _drawn(y, split)
+        groups = drawn_split(y, split)
     names = how.class_names or [f"class {c}" for c in range(int(y.max()) + 1)]
     edges = graphs.clean(torch.from_numpy(arrays["edges"].astype(np.int64)))
     tensors = torch.from_numpy(x), edges, torch.from_numpy(y), torch.from_numpy(groups)
     return NodeGraph(data.name, *tensors, [], names, None, sha256)
-
-
-def _drawn(y: np.ndarray, seed: int) -> np.ndarray:
-    """60/20/20 % of the nodes that have a class."""
-    groups, known = np.full(len(y), UNLABELLED), np.flatnonzero(y >= 0)
-    groups[known] = shuffled_split(len(known), seed)
-    return groups
 
 
 def csv_text(data: Dataset, how: CsvText, options: NodeData, split: int) -> NodeGraph:
@@ -72,7 +65,7 @@ def csv_text(data: Dataset, how: CsvText, options: NodeData, split: int) -> Node
         place[name] = row
     names = sorted(set(columns[how.label]) - {""})
     y = np.array([names.index(label) if label else -1 for label in columns[how.label]])
-    groups = _drawn(y, split) if how.split is None else _told_split(columns[how.split], y, where)
+    groups = drawn_split(y, split) if how.split is None else _named_split(columns[how.split], y, where)
     pairs = _pairs(paths[how.edges], place)
     texts = columns[how.text]
     return graphs.with_words(data.name, options, pairs, y, groups, texts, names, None, sha256)
@@ -93,7 +86,7 @@ def _columns(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
     return {name: [row[rows[0].index(name)].strip() for row in rows[1:]] for name in wanted}
 
 
-def _told_split(column: Sequence[str], y: np.ndarray, path: Path) -> np.ndarray:
+def _named_split(column: Sequence[str], y: np.ndarray, path: Path) -> np.ndarray:
     known = {**SPLITS, "": UNLABELLED}
     for row, name in enumerate(column):
         if name not in known:
@@ -107,15 +100,15 @@ def _pairs(path: Path, place: Mapping[str, int]) -> np.ndarray:
     """Node numbers of each edge, int64 ``[2, e]``."""
     with inputs.reading(path), path.open(encoding="utf-8-sig", newline="") as lines:
         rows = list(csv.reader(lines))[1:]
-    found = []
+    pairs = []
     for number, row in enumerate(rows, 2):
         for name in (ends := [word.strip() for word in row[:2]]):
             if name not in place:
                 raise DataError(f"{path}:{number}: there is no node '{name}'.")
         if len(ends) < 2:
             raise DataError(f"{path}:{number}: an edge has two ends.")
-        found.append([place[name] for name in ends])
-    return np.array(found, dtype=np.int64).reshape(-1, 2).T
+        pairs.append([place[name] for name in ends])
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
 
 
 def _only(data: Dataset, pattern: str) -> str:

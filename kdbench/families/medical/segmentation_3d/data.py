@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 from collections import Counter
@@ -44,18 +45,18 @@ HEART = {
 
 
 @remembered(4)
-def load(name: str, options: VolumeData) -> VolumeSet:
+def load(name: str, options: VolumeData, seed: int) -> VolumeSet:
     """The data set ``name``, kept. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
-    return read(name, options)
+    return read(name, options, seed)
 
 
-def read(name: str, options: VolumeData) -> VolumeSet:
-    """The data set ``name``."""
+def read(name: str, options: VolumeData, seed: int = 0) -> VolumeSet:
+    """The data set ``name``, split for a run seed where the options want it drawn."""
     data = dataset(name)
-    return READERS[data.reader](data, reading_options(data), options)
+    return READERS[data.reader](data, reading_options(data), options, seed)
 
 
-def shapes(data: Dataset, how: Shapes, options: VolumeData) -> VolumeSet:
+def shapes(data: Dataset, how: Shapes, options: VolumeData, seed: int) -> VolumeSet:
     """Noisy ellipsoids cut in two classes by a plane through the centre, each scaled and turned at random.
 
     Background, front and back have means 0, 1 and 2; the noise is normal. Half of the volumes are for training, a
@@ -75,12 +76,12 @@ def shapes(data: Dataset, how: Shapes, options: VolumeData) -> VolumeSet:
         drawn[f"shape {number:03d}"] = standardised(nifti.tensor(image)[None]), torch.from_numpy(label)[None]
     names, half, rest = list(drawn), options.shapes // 2, options.shapes // 4
     splits = {"train": names[:half], "val": names[half : half + rest], "test": names[half + rest :]}
-    told = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
+    values = [[image.flatten().tolist(), label.flatten().tolist()] for image, label in drawn.values()]
     classes = ("background", "front", "back")
-    return _set(data.name, options, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(told))
+    return _set(data.name, options, seed, 1, classes, MILLIMETRE, "edge", splits, drawn.__getitem__, digest(values))
 
 
-def nifti_folder(data: Dataset, how: NiftiFolder, options: VolumeData) -> VolumeSet:
+def nifti_folder(data: Dataset, how: NiftiFolder, options: VolumeData, seed: int) -> VolumeSet:
     """Volumes of one channel number and spacing in ``images`` with labels of the same names in ``labels``."""
     folder = folder_of(data)
     if data.files:
@@ -108,7 +109,7 @@ def nifti_folder(data: Dataset, how: NiftiFolder, options: VolumeData) -> Volume
         image, label = nifti.pair(*files[name], how.channels, spacing)
         return NORMALISE[how.normalise](nifti.channels_first(image)), nifti.classes(label, len(classes))
 
-    return _set(data.name, options, how.channels, classes, spacing, "edge", splits, read, sha256)
+    return _set(data.name, options, seed, how.channels, classes, spacing, "edge", splits, read, sha256)
 
 
 def _stem(file: str) -> str:
@@ -147,7 +148,7 @@ def drawn_split(names: Sequence[str], validation: float, test: float) -> Splits:
     return {"train": order[:train], "val": order[train : train + held[0]], "test": order[train + held[0] :]}
 
 
-def mmwhs(data: Dataset, how: MMWHS, options: VolumeData) -> VolumeSet:
+def mmwhs(data: Dataset, how: MMWHS, options: VolumeData, seed: int) -> VolumeSet:
     """MM-WHS, 20 labelled hearts of one modality, resampled to 1.5 × 1.5 × 2 mm, standardised over non-zero voxels.
 
     CT is clipped to −175…250 HU and scaled to 0…1 before. Of five folds of patients in sorted order,
@@ -176,10 +177,10 @@ def mmwhs(data: Dataset, how: MMWHS, options: VolumeData) -> VolumeSet:
         return standardised(scaled, scaled != 0), _spaced(nearest.astype(np.float32), image.affine, "nearest").long()
 
     sha256 = fingerprint(folder, [*labels, *labels.values()])
-    return _set(data.name, options, 1, tuple(HEART), HEART_SPACING, "reflect", splits, read, sha256)
+    return _set(data.name, options, seed, 1, tuple(HEART), HEART_SPACING, "reflect", splits, read, sha256)
 
 
-def decathlon(data: Dataset, how: Decathlon, options: VolumeData) -> VolumeSet:
+def decathlon(data: Dataset, how: Decathlon, options: VolumeData, seed: int) -> VolumeSet:
     """A task of the Medical Segmentation Decathlon as it is published."""
     folder, classes = folder_of(data), how.classes
     index = folder / "dataset.json"
@@ -193,16 +194,16 @@ def decathlon(data: Dataset, how: Decathlon, options: VolumeData) -> VolumeSet:
         return NORMALISE[how.normalise](nifti.channels_first(image)), nifti.classes(label, len(classes))
 
     sha256 = fingerprint(folder, ["dataset.json", *(file for pair in pairs.values() for file in pair)])
-    return _set(data.name, options, how.channels, classes, MILLIMETRE, "edge", splits, read, sha256)
+    return _set(data.name, options, seed, how.channels, classes, MILLIMETRE, "edge", splits, read, sha256)
 
 
 def _listed(index: Path, classes: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Files of image and label by the image's name. Raises :class:`DataError` for another list, or other classes."""
     try:
-        told = json.loads(index.read_text(encoding="utf-8"))
-        files = [(pair["image"], pair["label"]) for pair in told["training"]]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        files = [(pair["image"], pair["label"]) for pair in content["training"]]
         images, labels = ([Path(pair[place]).name for pair in files] for place in (0, 1))
-        named = {int(number): str(name) for number, name in told["labels"].items()} if "labels" in told else None
+        named = {int(number): str(name) for number, name in content["labels"].items()} if "labels" in content else None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{index} does not list pairs of image and label under 'training', and the classes' names by number under "
@@ -237,6 +238,7 @@ def released_split(names: Sequence[str], val: int, test: int) -> Splits:
 def _set(
     name: str,
     options: VolumeData,
+    seed: int,
     channels: int,
     classes: tuple[str, ...],
     spacing: tuple[float, float, float],
@@ -255,13 +257,22 @@ def _set(
         raise UsageError(
             f"{name} has {len(splits['train'])} training volumes: data.train_volumes={wanted} is too many."
         )
+    names = sorted(name for part in splits.values() for name in part)
+    splits = redrawn(splits, seed) if options.split == "drawn" else splits
     cases = {**splits, "train": splits["train"][:wanted]}
     held = functools.cache(read) if options.in_memory else read
-    for split, names in cases.items():
-        voxels = sum((held(case)[1].flatten().bincount(minlength=len(classes)) for case in names), torch.tensor(0))
+    for split, part in cases.items():
+        voxels = sum((held(case)[1].flatten().bincount(minlength=len(classes)) for case in part), torch.tensor(0))
         if absent := [classes[number] for number in (voxels == 0).nonzero().flatten()]:
-            raise DataError(f"{name}: no label of the {split} split has a voxel of '{absent[0]}': {_few(names)}.")
-    return VolumeSet(name, channels, classes, spacing, pad, cases, held, sha256)
+            raise DataError(f"{name}: no label of the {split} split has a voxel of '{absent[0]}': {_few(part)}.")
+    return VolumeSet(name, channels, classes, spacing, pad, names, cases, held, sha256)
+
+
+def redrawn(splits: Mapping[str, Sequence[str]], seed: int) -> Splits:
+    """Parts of the same sizes, drawn from the names of all of them by a run seed."""
+    names = sorted(name for part in splits.values() for name in part)
+    order = iter(np.random.default_rng(axis(seed, "split")).permutation(len(names)).tolist())
+    return {split: [names[row] for row in itertools.islice(order, len(part))] for split, part in splits.items()}
 
 
 def _few(names: Sequence[str]) -> str:
@@ -310,7 +321,7 @@ NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda image: image,
 }
 
-READERS: dict[str, Callable[[Dataset, Any, VolumeData], VolumeSet]] = {
+READERS: dict[str, Callable[[Dataset, Any, VolumeData, int], VolumeSet]] = {
     "shapes": shapes,
     "nifti_folder": nifti_folder,
     "decathlon": decathlon,

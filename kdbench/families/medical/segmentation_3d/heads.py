@@ -46,11 +46,11 @@ class Head(nn.Module):
 
 def taps(network: nn.Module, encoder: bool) -> dict[str, str]:
     """Module paths of the decoder's stages and the main output, and with ``encoder`` of its stages."""
-    found = stages(network)
-    places = {f"dec{number}": path for number, path in enumerate(found.decoder, 1)}
+    named = stages(network)
+    places = {f"dec{number}": path for number, path in enumerate(named.decoder, 1)}
     if encoder:
-        places |= {f"enc{number}": path for number, path in enumerate(found.encoder, 1)}
-    return {**places, MAIN: found.output}
+        places |= {f"enc{number}": path for number, path in enumerate(named.encoder, 1)}
+    return {**places, MAIN: named.output}
 
 
 def number(alias: str) -> int:

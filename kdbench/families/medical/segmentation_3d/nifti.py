@@ -83,9 +83,9 @@ def pair(image: Path, label: Path, channels: int, spacing: Sequence[float] | Non
     """
     picture, mask = read(image), read(label)
     for one in (picture, mask):
-        found = voxel_sizes(one.affine)
-        if spacing is not None and not np.allclose(found, spacing, atol=1e-3):
-            raise DataError(f"{one.path} has voxels of {found.tolist()} mm, not {list(spacing)}.")
+        size = voxel_sizes(one.affine)
+        if spacing is not None and not np.allclose(size, spacing, atol=1e-3):
+            raise DataError(f"{one.path} has voxels of {size.tolist()} mm, not {list(spacing)}.")
     got = picture.values.shape[3] if picture.values.ndim == 4 else 1
     if got != channels:
         raise DataError(f"{image} has {got} channels, not {channels}.")
@@ -134,8 +134,8 @@ def check_values(label: Stored, known: np.ndarray, wanted: str) -> None:
     if not known.all():
         where = np.argwhere(~known)
         value = label.values[tuple(where[0])]
-        told = f"{len(where)} voxels have other values than {wanted}: {value:g} at {where[0].tolist()}"
-        raise DataError(f"{label.path}: {told}.")
+        fault = f"{len(where)} voxels have other values than {wanted}: {value:g} at {where[0].tolist()}"
+        raise DataError(f"{label.path}: {fault}.")
 
 
 def check_foreground(label: Stored, classes: np.ndarray) -> None:

@@ -22,6 +22,9 @@ class VolumeData:
 
     train_volumes: Annotated[int, Gt(0)] | None = 16
     """Training volumes, the first of the split; null takes all of them."""
+    split: Annotated[Literal["fixed", "drawn"], LATER] = "fixed"
+    """fixed: the data set's own split, the same for every seed; drawn: parts of the same sizes, drawn from all of its
+    volumes by the run seed."""
     patch: tuple[Voxels, Voxels, Voxels] = (32, 48, 32)
     """Voxels of a training view."""
     window: tuple[Voxels, Voxels, Voxels] | None = None
@@ -113,8 +116,8 @@ class VolumeTeacher:
     """unetr: attention heads."""
     epochs: Annotated[int, Gt(0)] = 20
     """Epochs of the teacher's training."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the teacher's training; one teacher serves all run seeds."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Seed of the teacher's training; null takes the run's, so that each run seed has a teacher of its own."""
     source: Annotated[Literal["trained", "outputs"], LATER] = "trained"
     """trained: as above; outputs: logits computed elsewhere, read from ``path``."""
     path: Annotated[str | None, LATER] = None

@@ -112,21 +112,21 @@ def scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, fl
 def class_scores(predicted: Tensor, label: Tensor, volumes: VolumeSet) -> dict[str, list[float]]:
     """The same for each class without background; ``absent`` is 1 for one that label or prediction lacks."""
     diagonal = float(torch.tensor([n * mm for n, mm in zip(label.shape, volumes.spacing, strict=True)]).norm())
-    told: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": [], "absent": []}
+    of_class: dict[str, list[float]] = {"dice": [], "hd95": [], "surface_distance": [], "absent": []}
     for number in range(1, len(volumes.classes)):
         pair = [classes == number for classes in (predicted, label)]
         here = [bool(mask.any()) for mask in pair]
-        told["absent"].append(not all(here))
+        of_class["absent"].append(not all(here))
         if all(here):
             _, both, _ = get_edge_surface_distance(*pair, spacing=volumes.spacing, symmetric=True)
-            told["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
-            told["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
-            told["surface_distance"].append(float(torch.cat(list(both)).mean()))
+            of_class["dice"].append(float(compute_dice(*(mask[None, None].double() for mask in pair))))
+            of_class["hd95"].append(max(float(distances.quantile(0.95)) for distances in both))
+            of_class["surface_distance"].append(float(torch.cat(list(both)).mean()))
             continue
-        told["dice"].append(float(not any(here)))
+        of_class["dice"].append(float(not any(here)))
         for name in ("hd95", "surface_distance"):
-            told[name].append(diagonal if any(here) else 0.0)
-    return told
+            of_class[name].append(diagonal if any(here) else 0.0)
+    return of_class
 
 
 class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
@@ -137,7 +137,7 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
     def __init__(self, config: RunConfig[VolumeData, VolumeStudent, VolumeTeacher], store: StageStore) -> None:
         super().__init__(config, store)
         self.cacheable = self.config.data.views != "random"
-        self.volumes = data.load(config.dataset, config.data)
+        self.volumes = data.load(config.dataset, config.data, config.seed)
         self.views = self.views_of(config.seed)
 
     @cached_property
@@ -145,10 +145,10 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
         volumes, info = self.volumes, dataset(self.config.dataset)
         sizes = {split: len(volumes.cases[split]) for split in SPLITS}
         groups = torch.zeros(self.views.rows, dtype=torch.int64)
-        told = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
+        described = (volumes.name, volumes.sha256, volumes.split_sha256, info.generated, info.licence, sizes)
         views = self.views
         names = [f"{name} view {number}" for name in views.names for number in range(views.each)]
-        return DataFacts(*told, len(groups), groups, names)
+        return DataFacts(*described, len(groups), groups, names)
 
     def balance(self) -> dict[str, dict[str, int]]:
         """Volumes whose label has the class."""
@@ -196,9 +196,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
     def items_of(self, split: str, batch: Volumes) -> Tensor:
         """Places among the names of all volumes in order."""
-        cases = self.volumes.cases
-        place = {name: row for row, name in enumerate(sorted({name for part in cases.values() for name in part}))}
-        return torch.tensor([place[cases[split][row]] for row in batch.rows.tolist()])
+        place = {name: row for row, name in enumerate(self.volumes.names)}
+        return torch.tensor([place[self.volumes.cases[split][row]] for row in batch.rows.tolist()])
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
@@ -209,16 +208,16 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
             return ()
         options = self.config.teacher
         apart = ("epochs", "seed", "cache", "source", "path", "weights")
-        told = {name: value for name, value in asdict(options).items() if name not in apart}
+        network = {name: value for name, value in asdict(options).items() if name not in apart}
         inputs = {
-            "network": told,
+            "network": network,
             "data": asdict(self.config.data),
             "sha256": self.volumes.sha256,
             "split": self.volumes.split_sha256,
         }
-        loaders = volume_loaders(self.volumes, self.views_of(options.seed), options.seed)
-        fitted = (options.epochs, options.seed, loaders)  # of its own seed alone: one teacher serves all runs
-        return [self.teacher_stage("segmentation-teacher", inputs, *fitted)]
+        seed = self.config.seed if options.seed is None else options.seed
+        loaders = volume_loaders(self.volumes, self.views_of(seed), seed)  # of its own seed, whichever run trains it
+        return [self.teacher_stage("segmentation-teacher", inputs, options.epochs, seed, loaders)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         return FrozenTeacher(network, one_by_one)
@@ -232,8 +231,8 @@ class SegmentationTask(Task[VolumeData, VolumeStudent, VolumeTeacher]):
 
     def teacher_facts(self) -> dict[str, Any]:
         if self.brought:  # for training views alone: no whole volume to score
-            told = {"kind": "outputs", "description": outputs.DESCRIPTION, "predictions": None}
-            return {**told, "metrics": {"val": {}, "test": {}}}
+            metrics: dict[str, Any] = {"val": {}, "test": {}}
+            return {"kind": "outputs", "description": outputs.DESCRIPTION, "metrics": metrics, "predictions": None}
         options, path = self.config.teacher, self.folder("segmentation-teacher") / "scores.json"
         if not path.exists():
             module = self.module(self.live_teacher().network)

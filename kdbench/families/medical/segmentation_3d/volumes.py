@@ -44,6 +44,8 @@ class VolumeSet:
     """Edges of a voxel in mm."""
     pad: Literal["edge", "reflect"]
     """How a volume smaller than a view is padded."""
+    names: Sequence[str]
+    """Names of all volumes in order, used or not."""
     cases: Mapping[str, Sequence[str]]
     """Names of the volumes of each split."""
     read: Callable[[str], tuple[Tensor, Tensor]]
@@ -136,10 +138,10 @@ class Views:
             (view,) = self._draw(image, label, axis(0, "training", number, volume))
         else:
             view = centred(image, label, self.options.patch, self.volumes.pad)
-        found = Volumes(view[0][None], view[1][None], torch.tensor([row]))
+        kept = Volumes(view[0][None], view[1][None], torch.tensor([row]))
         if self.options.in_memory:
-            self._still[row] = found
-        return found
+            self._still[row] = kept
+        return kept
 
 
 def padded(batches: Sequence[Volumes]) -> Volumes:

@@ -81,9 +81,9 @@ def read(paths: Mapping[str, Path]) -> Sources:
     with inputs.reading(sounds), np.load(sounds) as packed:
         audio, offsets = packed["audio"], packed["offsets"]
         bounds = {"digit": DIGITS, "speaker": SPEAKERS, "index": TAKES}
-        told = [inputs.integers(packed[name], f"{sounds}: {name}", name, 0, bounds[name]) for name in bounds]
+        labelled = [inputs.integers(packed[name], f"{sounds}: {name}", name, 0, bounds[name]) for name in bounds]
     _check_clips(audio, offsets, sounds)
-    lengths = dict(zip((f"{sounds}: {name}" for name in bounds), map(len, told), strict=True))
+    lengths = dict(zip((f"{sounds}: {name}" for name in bounds), map(len, labelled), strict=True))
     inputs.same_length({f"{sounds}: offsets without the last": len(offsets) - 1, **lengths})
     clips = np.zeros((len(offsets) - 1, SAMPLES), dtype=np.float32)
     for row, (start, end) in enumerate(pairwise(offsets)):
@@ -93,7 +93,7 @@ def read(paths: Mapping[str, Path]) -> Sources:
         torch.from_numpy(images / np.float32(255)),
         torch.from_numpy(digits),
         torch.from_numpy(clips),
-        *map(torch.from_numpy, told),
+        *map(torch.from_numpy, labelled),
     )
 
 
@@ -101,10 +101,10 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     """The bytes of an IDX file: after 0, 0, 8 and the number of dimensions come these, big-endian, and the values."""
     with inputs.reading(path), gzip.open(path) as stream:
         content = stream.read()
-        told = np.frombuffer(content, ">u4", 1 + dimensions)
-        if told[0] != 0x800 + dimensions:
+        header = np.frombuffer(content, ">u4", 1 + dimensions)
+        if header[0] != 0x800 + dimensions:
             raise ValueError(f"it is no IDX file of bytes in {dimensions} dimensions")
-        return np.frombuffer(content, np.uint8, offset=told.nbytes).reshape(told[1:].tolist())
+        return np.frombuffer(content, np.uint8, offset=header.nbytes).reshape(header[1:].tolist())
 
 
 def _check_clips(audio: np.ndarray, offsets: np.ndarray, path: Path) -> None:
@@ -210,10 +210,10 @@ def starved(images: Tensor, fitted: Tensor, components: int) -> Tensor:
 def log_mel(samples: Tensor) -> Tensor:
     """Log-mel pictures ``[n, 64 mels, 64 frames]`` of ``samples`` ``[n, 8000]``, each scaled to [0, 1]."""
     filters = torch.from_numpy(mel_filter_bank(FFT // 2 + 1, MELS, 0.0, 4000.0, 8000)).float().T
-    window, found = torch.hann_window(FFT), []
+    window, pictures = torch.hann_window(FFT), []
     for some in torch.split(samples, 500):
         spectrum = torch.stft(some, FFT, HOP, window=window, center=True, return_complex=True)[..., :-1]
         mel = torch.log(filters @ spectrum.abs().square() + FLOOR)
         low, high = mel.amin(dim=(1, 2), keepdim=True), mel.amax(dim=(1, 2), keepdim=True)
-        found.append((mel - low) / (high - low).clamp(min=1e-12))
-    return torch.cat(found)
+        pictures.append((mel - low) / (high - low).clamp(min=1e-12))
+    return torch.cat(pictures)

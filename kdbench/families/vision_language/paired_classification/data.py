@@ -87,8 +87,8 @@ class Pairs:
     @property
     def split_sha256(self) -> str:
         """Digest of the split and of what is paired with what."""
-        told = {name: view.index.tolist() for name, view in self.views.items()}
-        return digest({"split": self.split.tolist(), **told})
+        shown = {name: view.index.tolist() for name, view in self.views.items()}
+        return digest({"split": self.split.tolist(), **shown})
 
     def labels(self, rows: Tensor) -> Tensor:
         """Classes of pairs ``rows``, on their device."""
@@ -280,8 +280,8 @@ def vggsound(data: Dataset, how: VGGSound, options: PairData, seed: int) -> Pair
         "video": FeatureFolder(index.parent / "visual_features", names, "_vFeature.npy", (10, 7, 7, 512), data.how),
         "audio": FeatureFolder(index.parent / "audio_features", names, "_aFeature.npy", (10, 128), data.how),
     }
-    told = {name: digest(folder[np.arange(1)].tolist()) for name, folder in folders.items()}
-    files = digest({"index": file_digest(index), **told})
+    first = {name: digest(folder[np.arange(1)].tolist()) for name, folder in folders.items()}
+    files = digest({"index": file_digest(index), **first})
     everyone = torch.arange(len(y))
     views = {
         "video": Modality(folders["video"], everyone, lambda x: x.permute(0, 4, 1, 2, 3)),

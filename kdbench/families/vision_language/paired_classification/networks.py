@@ -174,8 +174,8 @@ class Classifier(PairNetwork):
         self.fc3 = nn.Linear(second, classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        found = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
-        x = F.relu(self.fc2(F.relu(self.fc1(torch.cat(found, dim=1)))))
+        features = [branch(x) for branch, x in zip(self.branches, inputs, strict=True)]
+        x = F.relu(self.fc2(F.relu(self.fc1(torch.cat(features, dim=1)))))
         logits: Tensor = self.fc3(x)
         return logits
 

@@ -64,8 +64,8 @@ class InBlocks:
             end = min((block + 1) * self.size, len(self.pairs.y))
             members = torch.arange(block * self.size, end, device=rows.device)
             self._done[block] = logits_of(self.pairs, network, members)["logits"]
-        found = [self._done[block][place] for block, place in zip(blocks, (rows % self.size).tolist(), strict=True)]
-        return {"logits": torch.stack(found)}
+        logits = [self._done[block][place] for block, place in zip(blocks, (rows % self.size).tolist(), strict=True)]
+        return {"logits": torch.stack(logits)}
 
 
 class PairedTask(Task[PairData, PairStudent, PairTeacher]):

@@ -145,8 +145,8 @@ def test_others_are_left_out_however_they_are_written(root: Path, write_pair: Wr
     write_pair(folder, "kitti_cityscapes")
     path = folder / "source" / "Annotations" / "train_0.xml"
     path.write_text(path.read_text().replace("dontcare", "DontCare").replace("<name>van", "<name>Van"))
-    told = voc.load("kitti_cityscapes", datasets.reading_options(datasets.dataset("kitti_cityscapes")), folder, SCALE)
-    assert told.source_train.truth[0].labels.tolist() == [0]
+    pair = voc.load("kitti_cityscapes", datasets.reading_options(datasets.dataset("kitti_cityscapes")), folder, SCALE)
+    assert pair.source_train.truth[0].labels.tolist() == [0]
     path.write_text(path.read_text().replace("<name>car<", "<name>Car<"))
     with pytest.raises(DataError, match="is to be called 'car'"):
         voc.load("kitti_cityscapes", datasets.reading_options(datasets.dataset("kitti_cityscapes")), folder, SCALE)
@@ -188,8 +188,8 @@ def test_an_orientation_after_the_pixels_of_a_png_counts_too(tmp_path: Path) -> 
 def test_16_bits_are_read_in_their_range(kind: str, tmp_path: Path) -> None:
     values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(values).save(tmp_path / "x.png", kind)
-    found = np.asarray(pictures.read(tmp_path / "x.png"))
-    assert (found == (values >> 8)[..., None]).all() and len(np.unique(found)) == 256
+    pixels = np.asarray(pictures.read(tmp_path / "x.png"))
+    assert (pixels == (values >> 8)[..., None]).all() and len(np.unique(pixels)) == 256
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -205,21 +205,21 @@ def test_other_pictures_are_read_as_before(mode: str, tmp_path: Path) -> None:
 
 def listing(**more: Any) -> dict[str, Any]:
     """Two pictures with a box each."""
-    told = {
+    entries = {
         "images": [{"id": n, "file_name": f"{n}.png", "width": 80, "height": 60} for n in (1, 2)],
         "categories": [{"id": 1, "name": "a"}, {"id": 5, "name": "b"}],
         "annotations": [
             {"id": n, "image_id": n, "category_id": 5, "bbox": [1, 2.5, 30, 40], "iscrowd": 0} for n in (1, 2)
         ],
     }
-    return {**told, **more}
+    return {**entries, **more}
 
 
 def with_entry(key: str, **more: Any) -> dict[str, Any]:
     """The listing with other values in the second entry of ``key``."""
-    told = listing()
-    told[key][1] = {**told[key][1], **more}
-    return told
+    entries = listing()
+    entries[key][1] = {**entries[key][1], **more}
+    return entries
 
 
 ANNOTATION = r"x\.json: annotation 2"

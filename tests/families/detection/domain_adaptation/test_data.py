@@ -65,14 +65,14 @@ def test_what_an_arm_trains_on_has_no_boxes(name: str, request: pytest.FixtureRe
     if name == CELLS:
         request.getfixturevalue("real_data")
     options = TINY if name == "stained_shapes" else SMALL
-    told = domains.load(name, options)
-    given = loaders(told.target_train, told.target_val, told.target_test, 2, 0)
-    assert list(tensors(told.target_train)) == []
+    pair = domains.load(name, options)
+    given = loaders(pair.target_train, pair.target_val, pair.target_test, 2, 0)
+    assert list(tensors(pair.target_train)) == []
     batch = next(iter(given.train_dataloader()))
     assert type(batch) is Batch and list(tensors(batch)) == []
     labelled = domains.hidden(name, options)
-    assert labelled.images.names == told.target_train.names and len(list(tensors(labelled))) == len(labelled)
-    held = {tuple(one.boxes.flatten().tolist()) for one in tensors(told)}
+    assert labelled.images.names == pair.target_train.names and len(list(tensors(labelled))) == len(labelled)
+    held = {tuple(one.boxes.flatten().tolist()) for one in tensors(pair)}
     assert held.isdisjoint(tuple(one.boxes.flatten().tolist()) for one in labelled.truth if len(one.boxes))
 
 
@@ -93,24 +93,24 @@ def test_shapes_are_the_same_at_every_reading_and_differ_between_splits() -> Non
 
 
 def test_the_target_domain_is_stained() -> None:
-    told = domains.load("stained_shapes", TINY)
+    pair = domains.load("stained_shapes", TINY)
     source, target = (
         np.mean([np.asarray(one).mean(axis=(0, 1)) for one in part.images.sources], axis=0)
-        for part in (told.source_train, told.target_test)
+        for part in (pair.source_train, pair.target_test)
     )
     assert np.abs(source - target).max() > 10
 
 
 def test_blood_cells_have_the_published_counts(real_data: Path) -> None:
-    told = domains.load(CELLS, SMALL)
+    pair = domains.load(CELLS, SMALL)
     labelled = domains.hidden(CELLS, SMALL)
-    parts = {"train": told.source_train, "val": told.source_val, "target": labelled}
-    parts |= {"target val": told.target_val, "target test": told.target_test}
+    parts = {"train": pair.source_train, "val": pair.source_val, "target": labelled}
+    parts |= {"target val": pair.target_val, "target test": pair.target_test}
     counted = {
         name: torch.cat([one.labels for one in part.truth]).bincount(minlength=3).tolist()
         for name, part in parts.items()
     }
-    assert told.classes == ("WBC", "RBC", "Platelets")
+    assert pair.classes == ("WBC", "RBC", "Platelets")
     assert [len(part) for part in parts.values()] == [150, 71, 200, 50, 100]
     assert counted["train"] == [158, 3505, 162] and counted["val"] == [73, 1625, 84]
     assert counted["target"] == [211, 3234, 138]
@@ -118,19 +118,19 @@ def test_blood_cells_have_the_published_counts(real_data: Path) -> None:
 
 
 def test_no_blood_cell_image_is_in_two_splits(real_data: Path) -> None:
-    told = domains.load(CELLS, SMALL)
-    parts = [told.source_train.images, told.source_val.images, told.target_train]
-    parts += [told.target_val.images, told.target_test.images]
+    pair = domains.load(CELLS, SMALL)
+    parts = [pair.source_train.images, pair.source_val.images, pair.target_train]
+    parts += [pair.target_val.images, pair.target_test.images]
     names = [name for part in parts for name in part.names]
     assert len(set(names)) == len(names) == 571
 
 
 def test_boxes_are_scaled_with_their_images(real_data: Path) -> None:
-    told = domains.load(CELLS, SMALL)
-    batch = collate(told.source_train, [0, 3])
+    pair = domains.load(CELLS, SMALL)
+    batch = collate(pair.source_train, [0, 3])
     assert isinstance(batch, LabelledBatch) and batch.images.shape == (2, 3, 160, 192)
     assert batch.sizes.tolist() == [[144, 192]] * 2 and not batch.images[:, :, 144:].any()
-    wanted = told.source_train.truth[3].boxes * 192 / 320
+    wanted = pair.source_train.truth[3].boxes * 192 / 320
     torch.testing.assert_close(batch.truth[1].boxes, wanted)
 
 
@@ -169,10 +169,10 @@ def test_images_and_boxes_of_different_number_are_refused() -> None:
 
 
 def test_the_training_order_depends_on_seed_and_epoch() -> None:
-    told = domains.load("stained_shapes", TINY)
+    pair = domains.load("stained_shapes", TINY)
 
     def order(seed: int, epoch: int) -> list[int]:
-        loader = loaders(told.target_train, told.target_val, told.target_test, 2, seed).train_dataloader()
+        loader = loaders(pair.target_train, pair.target_val, pair.target_test, 2, seed).train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         return [row for batch in loader for row in batch.rows.tolist()]  # type: ignore[attr-defined]
 
@@ -195,13 +195,13 @@ def test_published_pairs_are_read_in_vocs_layout(name: str, published: Path, wri
     root = published / datasets.dataset(name).folder
     write_pair(root, name)
     options = AdaptationData(short_side=120, long_side=1333)
-    told = domains.load(name, options)
-    assert told.classes == datasets.reading_options(datasets.dataset(name)).classes
-    assert len(told.source_train) == 3 * len(datasets.reading_options(datasets.dataset(name)).source_train)
-    assert [len(part) for part in (told.source_val, told.target_train, told.target_test)] == [3, 3, 3]
-    one = told.source_train.truth[0]
-    assert one.boxes.tolist() == [[10, 20, 30, 40]] and one.labels.tolist() == [len(told.classes) - 1]
-    batch = collate(told.target_test, [0])
+    pair = domains.load(name, options)
+    assert pair.classes == datasets.reading_options(datasets.dataset(name)).classes
+    assert len(pair.source_train) == 3 * len(datasets.reading_options(datasets.dataset(name)).source_train)
+    assert [len(part) for part in (pair.source_val, pair.target_train, pair.target_test)] == [3, 3, 3]
+    one = pair.source_train.truth[0]
+    assert one.boxes.tolist() == [[10, 20, 30, 40]] and one.labels.tolist() == [len(pair.classes) - 1]
+    batch = collate(pair.target_test, [0])
     assert isinstance(batch, LabelledBatch) and batch.sizes.tolist() == [[120, 160]]
     assert batch.truth[0].boxes.tolist() == [[20, 40, 60, 80]]
     assert len(domains.hidden(name, options)) == 3
@@ -267,8 +267,8 @@ def test_the_training_labels_are_not_read_from_the_blood_cells_file(
         "read_text",
         lambda self, *a, **k: json.dumps(content) if self == paths["pbc/train.json"] else read(self, *a, **k),
     )
-    found = domains.load(CELLS, SMALL)
-    assert found.sha256 == wanted.sha256 and found.target_train.names == wanted.target_train.names
+    loaded = domains.load(CELLS, SMALL)
+    assert loaded.sha256 == wanted.sha256 and loaded.target_train.names == wanted.target_train.names
     with pytest.raises(DataError, match=r"pbc/train\.json: 'annotations' is missing"):
         domains.hidden(CELLS, SMALL)
 

@@ -96,11 +96,11 @@ def test_boxes_are_decoded_as_the_card_says(seed: int) -> None:
     one = Regions(seed)
     one.d[:40] *= 20  # beyond the clamp of the logarithmic sides, and as far below 0, where there is none
     wanted = np.stack([box_of(*row) for row in zip(one.p, one.z, one.d, strict=True)])
-    found = decoded(*one.tensors("p", "z", "d")).numpy()
-    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-10)
-    assert (found.min(axis=1) < 0).any(), "some boxes leave the image: they are not clipped"
+    computed = decoded(*one.tensors("p", "z", "d")).numpy()
+    np.testing.assert_allclose(computed, wanted, rtol=1e-12, atol=1e-10)
+    assert (computed.min(axis=1) < 0).any(), "some boxes leave the image: they are not clipped"
     background = one.z.argmax(axis=1) == C
-    assert background.any() and (found[background] == one.p[background]).all()
+    assert background.any() and (computed[background] == one.p[background]).all()
 
 
 def test_boxes_are_those_of_the_detectors_own_coder(detector: Any) -> None:
@@ -118,9 +118,9 @@ def test_boxes_are_those_of_the_detectors_own_coder(detector: Any) -> None:
 def test_mining_equals_the_card(seed: int, bounds: tuple[float, float, float]) -> None:
     one = Regions(seed)
     options = Hyperparameters(overlap=bounds[0], foreground=bounds[1], background=bounds[2])
-    found = low_confidence(*one.tensors("p", "z", "d", "h"), options).tolist()
-    assert found == mined(one.p, one.z, one.d, one.h, bounds)
-    assert 0 < sum(found) < len(found)
+    computed = low_confidence(*one.tensors("p", "z", "d", "h"), options).tolist()
+    assert computed == mined(one.p, one.z, one.d, one.h, bounds)
+    assert 0 < sum(computed) < len(computed)
 
 
 def test_each_filter_takes_a_region_away() -> None:
@@ -143,8 +143,8 @@ def test_no_confident_label_no_region() -> None:
 
 def test_with_one_class_the_foreground_filter_is_always_true() -> None:
     one = Regions(2, classes=1)
-    found = low_confidence(*one.tensors("p", "z", "d", "h"), OPTIONS).tolist()
-    assert found == mined(one.p, one.z, one.d, one.h, (0.4, 0.0, 0.99)) and any(found)
+    computed = low_confidence(*one.tensors("p", "z", "d", "h"), OPTIONS).tolist()
+    assert computed == mined(one.p, one.z, one.d, one.h, (0.4, 0.0, 0.99)) and any(computed)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -153,8 +153,8 @@ def test_the_loss_equals_the_card(seed: int, weighted: bool) -> None:
     one = Regions(seed, count=17)
     zs, zt, fs, ft = one.tensors("zs", "z", "fs", "ft")
     w = distances(fs, ft) if weighted else torch.ones(len(zs), dtype=torch.float64)
-    found = distillation(zs, zt, w, 1e-9).item()
-    assert found == pytest.approx(loss(one.zs, one.z, one.fs, one.ft, weighted), rel=1e-12)
+    computed = distillation(zs, zt, w, 1e-9).item()
+    assert computed == pytest.approx(loss(one.zs, one.z, one.fs, one.ft, weighted), rel=1e-12)
 
 
 def test_the_students_gradient_is_that_of_a_weighted_soft_cross_entropy() -> None:
@@ -207,10 +207,10 @@ def test_half_precision_is_computed_in_single() -> None:
 def taught(rows: list[Regions], scores: list[list[float]]) -> dict[str, torch.Tensor]:
     """A teacher's outputs: the given regions, and their confident boxes as detections."""
     names = {"proposals": "p", "logits": "z", "deltas": "d", "features": "ft"}
-    told = {name: torch.stack([row.tensors(mine)[0] for row in rows]).float() for name, mine in names.items()}
+    outputs = {name: torch.stack([row.tensors(mine)[0] for row in rows]).float() for name, mine in names.items()}
     boxes = torch.stack([row.tensors("h")[0] for row in rows]).float().clamp(0, 64)
     return {
-        **told,
+        **outputs,
         "proposed": torch.tensor([len(row.p) for row in rows]),
         "boxes": boxes,
         "scores": torch.tensor(scores),

@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError, UsageError
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.options import Detector
+from kdbench.networks import efficientnet_lite
 
 
 def pictures(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,33 +26,35 @@ def test_predictions_are_those_of_mmdet(detector: Any) -> None:
     detector.eval()
     images, sizes = pictures()
     with torch.no_grad():
-        told = models.predict(detector, images, sizes)
+        outputs = models.predict(detector, images, sizes)
         inputs = models.normalised(images, sizes)
         wanted = detector.predict(inputs, models.samples(images, sizes), rescale=False)
     for row, sample in enumerate(wanted):
-        found = sample.pred_instances
-        kept = told["scores"][row] > 0
-        assert kept.sum() == len(found.scores) > 0
-        torch.testing.assert_close(told["boxes"][row][kept], found.bboxes)
-        torch.testing.assert_close(told["scores"][row][kept], found.scores)
-        assert told["labels"][row][kept].tolist() == found.labels.tolist()
+        expected = sample.pred_instances
+        kept = outputs["scores"][row] > 0
+        assert kept.sum() == len(expected.scores) > 0
+        torch.testing.assert_close(outputs["boxes"][row][kept], expected.bboxes)
+        torch.testing.assert_close(outputs["scores"][row][kept], expected.scores)
+        assert outputs["labels"][row][kept].tolist() == expected.labels.tolist()
         height, width = sizes[row].tolist()
-        assert found.bboxes.min() >= 0 and (found.bboxes.amax(dim=0) <= torch.tensor([width, height] * 2)).all()
+        assert expected.bboxes.min() >= 0 and (expected.bboxes.amax(dim=0) <= torch.tensor([width, height] * 2)).all()
 
 
 def test_what_the_head_says_is_aligned_with_the_proposals(detector: Any) -> None:
     detector.eval()
     images, sizes = pictures()
     with torch.no_grad():
-        told = models.predict(detector, images, sizes)
+        outputs = models.predict(detector, images, sizes)
         maps = detector.extract_feat(models.normalised(images, sizes))
-        for row, count in enumerate(told["proposed"].tolist()):
-            rois = models.as_rois([told["proposals"][row, :count]])
+        for row, count in enumerate(outputs["proposed"].tolist()):
+            rois = models.as_rois([outputs["proposals"][row, :count]])
             own = models.classify(detector, [level[row : row + 1] for level in maps], rois)
             for name, value in zip(("logits", "deltas", "features"), own, strict=True):
-                torch.testing.assert_close(told[name][row, :count], value)
-                assert not told[name][row, count:].any()
-    assert told["logits"].shape[-1] == 4 and told["deltas"].shape[-1] == 12 and told["features"].shape[-1] == 16
+                torch.testing.assert_close(outputs[name][row, :count], value)
+                assert not outputs[name][row, count:].any()
+    assert (
+        outputs["logits"].shape[-1] == 4 and outputs["deltas"].shape[-1] == 12 and outputs["features"].shape[-1] == 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,8 +95,8 @@ def test_losses_are_mmdets_own(detector: Any) -> None:
     for sample, one in zip(samples, there, strict=True):
         sample.gt_instances = InstanceData(bboxes=one.boxes, labels=one.labels)
     torch.manual_seed(5)
-    told = detector.loss(inputs, samples)
-    wanted = [sum(told["loss_rpn_cls"]), sum(told["loss_rpn_bbox"]), told["loss_cls"], told["loss_bbox"]]
+    outputs = detector.loss(inputs, samples)
+    wanted = [sum(outputs["loss_rpn_cls"]), sum(outputs["loss_rpn_bbox"]), outputs["loss_cls"], outputs["loss_bbox"]]
     assert list(mine) == ["rpn_cls", "rpn_box", "roi_cls", "roi_box"]
     for value, one in zip(mine.values(), wanted, strict=True):
         assert value.item() == pytest.approx(one.item(), rel=1e-6) and value.item() > 0
@@ -104,11 +107,11 @@ def test_losses_of_a_batch_are_over_all_its_samples_together(small: Callable[...
     torch.manual_seed(2)
     network: Any = models.build(small(anchors=10_000, regions=10_000), 3).train()
     images, sizes = torch.rand(1, 3, 64, 64).expand(2, -1, -1, -1) * 255, torch.tensor([[64, 64]] * 2)
-    there, told = [truth([4, 4, 20, 22], [30, 30, 44, 44])] * 2, []
+    there, outputs = [truth([4, 4, 20, 22], [30, 30, 44, 44])] * 2, []
     maps, samples = network.extract_feat(models.normalised(images, sizes)), models.samples(images, sizes)
     for count in (1, 2):
-        told.append(models.losses(network, [level[:count] for level in maps], samples[:count], there[:count]))
-    for one, two in zip(told[0].values(), told[1].values(), strict=True):
+        outputs.append(models.losses(network, [level[:count] for level in maps], samples[:count], there[:count]))
+    for one, two in zip(outputs[0].values(), outputs[1].values(), strict=True):
         assert one.item() == pytest.approx(two.item(), rel=1e-5)
 
 
@@ -116,8 +119,8 @@ def test_an_image_without_boxes_is_background(detector: Any) -> None:
     detector.train()
     images, sizes = pictures(1)
     maps = detector.extract_feat(models.normalised(images, sizes))
-    told = models.losses(detector, maps, models.samples(images, sizes), [truth()])
-    assert told["rpn_cls"] > 0 and told["roi_cls"] > 0 and told["rpn_box"] == told["roi_box"] == 0
+    outputs = models.losses(detector, maps, models.samples(images, sizes), [truth()])
+    assert outputs["rpn_cls"] > 0 and outputs["roi_cls"] > 0 and outputs["rpn_box"] == outputs["roi_box"] == 0
 
 
 def test_true_boxes_are_not_appended_to_the_proposals(detector: Any) -> None:
@@ -149,17 +152,48 @@ def test_the_full_detector_is_built_offline_with_its_frozen_parts(tmp_path: Path
     maps = network.extract_feat(models.normalised(images, sizes))
     assert maps[0].shape == (1, 1024, 8, 10)
     before = norms[5].running_mean.clone()
-    told = models.losses(network, maps, models.samples(images, sizes), [truth([10, 10, 90, 100])])
-    sum(told.values()).backward()  # type: ignore[union-attr]
+    outputs = models.losses(network, maps, models.samples(images, sizes), [truth([10, 10, 90, 100])])
+    sum(outputs.values()).backward()  # type: ignore[union-attr]
     assert network.backbone.layer1[0].conv1.weight.grad is None and torch.equal(norms[5].running_mean, before)
     network.eval()
     with torch.no_grad():
-        found = models.predict(network, images, sizes)
-    assert found["features"].shape[-1] == 2048 and found["logits"].shape[-1] == 9
+        outputs = models.predict(network, images, sizes)
+    assert outputs["features"].shape[-1] == 2048 and outputs["logits"].shape[-1] == 9
     settings = network.test_cfg.rpn, network.train_cfg.rpn_proposal, network.train_cfg.rcnn.sampler
     assert (settings[0].nms_pre, settings[0].max_per_img) == (6000, 300)
     assert (settings[1].nms_pre, settings[1].max_per_img) == (12000, 2000)
     assert (settings[2].num, settings[2].pos_fraction) == (512, 0.25)
+
+
+def test_the_lite0_detector_begins_with_the_packages_weights_and_keeps_the_finest(
+    small: Callable[..., Detector],
+) -> None:
+    torch.manual_seed(0)
+    network: Any = models.build(small(name="lite0_fpn", weights="efficientnet-lite0"), 3).train()
+    begun = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    package = efficientnet_lite.imagenet_weights()
+    assert begun and all(torch.equal(value, package[name]) for name, value in begun.items())
+    images, sizes = pictures(1)
+    maps = network.extract_feat(models.normalised(images, sizes))
+    assert [one.shape[1:] for one in maps] == [(16, 8, 8), (16, 4, 4)]
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    sum(models.losses(network, maps, models.samples(images, sizes), [truth([4, 4, 20, 22])]).values()).backward()
+    optimizer.step()
+    moved = {name for name, value in network.backbone.state_dict().items() if not torch.equal(value, begun[name])}
+    blocks = {name.split(".")[1] for name in moved}
+    assert blocks == {str(number) for number in range(3, 11)}, "the stem and the blocks of stride 2 and 4 are frozen"
+    norms = {name for name, part in network.backbone.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    assert not any(name.rpartition(".")[0] in norms for name in moved)
+
+
+def test_the_lite0_backbone_reads_pixels_as_its_weights_do(small: Callable[..., Detector]) -> None:
+    network: Any = models.build(small(name="lite0_fpn"), 3).eval()
+    images, sizes = torch.rand(1, 3, 64, 64) * 255, torch.tensor([[64, 64]])
+    plain = efficientnet_lite.EfficientNetLite0(network.backbone.strides).eval()
+    plain.load_state_dict(network.backbone.state_dict())
+    wanted = plain((images - efficientnet_lite.MEAN) / efficientnet_lite.STD)
+    for one, other in zip(network.backbone(models.normalised(images, sizes)), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_come_from_a_file_and_a_wrong_one_is_named(tmp_path: Path, small: Callable[..., Detector]) -> None:

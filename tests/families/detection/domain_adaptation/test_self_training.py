@@ -173,9 +173,9 @@ def test_without_confident_labels_background_trains_it(session: Callable[..., Se
 def test_lpld_mines_on_generated_shapes(do: Callable[..., Any]) -> None:
     """With bounds that let some regions through; the term trains, and kd is another run."""
     words = ("method.threshold=0.5", "method.foreground=0.5")
-    told = do("method=lpld", *words).record.curves
-    assert told["train/low-confidence labels"][0] > 0 and told["train/lpld"][0] > 0
-    assert 0 < told["train/feature distance"][0] < 2
+    curves = do("method=lpld", *words).record.curves
+    assert curves["train/low-confidence labels"][0] > 0 and curves["train/lpld"][0] > 0
+    assert 0 < curves["train/feature distance"][0] < 2
     without = do("method=lpld", *words, "method.weight=0").record
     plain = do("method=kd", "method.threshold=0.5").record
     assert without.metrics == plain.metrics, "without its weight LPLD is the mean teacher"
@@ -204,8 +204,8 @@ def test_unlabelled_batches_have_no_task_terms_and_labelled_ones_four(session: C
     terms = module.task_terms(module.forward_batch(labelled), module.targets(labelled))
     assert list(terms) == ["rpn_cls", "rpn_box", "roi_cls", "roi_box"]
     module.eval()
-    found = module.predict(batch)
-    assert found["boxes"].shape[0] == len(batch) and found["scores"].max() <= 1
+    computed = module.predict(batch)
+    assert computed["boxes"].shape[0] == len(batch) and computed["scores"].max() <= 1
 
 
 def test_perfect_detections_score_one_and_missing_ones_nothing(session: Callable[..., Session]) -> None:
@@ -213,21 +213,21 @@ def test_perfect_detections_score_one_and_missing_ones_nothing(session: Callable
     module = begun.task.module(begun.task.student())
     truth = begun.task.domains.target_test.truth  # type: ignore[attr-defined]
     for one in truth:
-        told = {"boxes": one.boxes[None], "scores": torch.ones(1, len(one.boxes)), "labels": one.labels[None]}
-        told["scores"][0, one.labels == 2] = 0  # padding: no dot is found
-        module.evaluate("test", told, [one])
-    found = module.results("test")
-    assert found["ap50_disc"] == found["ap50_square"] == found["ar100_disc"] == pytest.approx(1)
-    assert found["ap50_dot"] == found["ar100_dot"] == 0
-    assert found["map50"] == found["ar100"] == pytest.approx(2 / 3)
+        outputs = {"boxes": one.boxes[None], "scores": torch.ones(1, len(one.boxes)), "labels": one.labels[None]}
+        outputs["scores"][0, one.labels == 2] = 0  # padding: no dot is found
+        module.evaluate("test", outputs, [one])
+    computed = module.results("test")
+    assert computed["ap50_disc"] == computed["ap50_square"] == computed["ar100_disc"] == pytest.approx(1)
+    assert computed["ap50_dot"] == computed["ar100_dot"] == 0
+    assert computed["map50"] == computed["ar100"] == pytest.approx(2 / 3)
 
 
 def test_scores_leave_out_classes_without_a_true_box() -> None:
     precision, recall = torch.full((10, 101, 2, 4, 3), -1.0), torch.full((10, 2, 4, 3), -1.0)
     precision[0, :, 1, 0, -1], recall[:, 1, 0, -1] = 0.25, 0.5
     values = {"map_50": 0.25, "map": 0.1, "mar_100": 0.5, "classes": torch.tensor([0, 2])}
-    told = scores({**values, "precision": precision, "recall": recall}, ("a", "b", "c"))
-    assert told == {"map50": 0.25, "map": 0.1, "ar100": 0.5, "ap50_c": 0.25, "ar100_c": 0.5}
+    named = scores({**values, "precision": precision, "recall": recall}, ("a", "b", "c"))
+    assert named == {"map50": 0.25, "map": 0.1, "ar100": 0.5, "ap50_c": 0.25, "ar100_c": 0.5}
 
 
 def test_a_split_without_any_true_box_has_no_score(session: Callable[..., Session]) -> None:
@@ -235,13 +235,13 @@ def test_a_split_without_any_true_box_has_no_score(session: Callable[..., Sessio
     begun = session("method=alone")
     module = begun.task.module(begun.task.student())
     nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    told = {"boxes": torch.ones(1, 1, 4), "scores": torch.ones(1, 1), "labels": torch.zeros(1, 1, dtype=torch.int64)}
-    module.evaluate("test", told, [nothing])
-    found = module.results("test")
-    assert found.keys() == {"map50", "map", "ar100"}
-    assert all(value == Undefined("no image has a box of disc, square, dot") for value in found.values())
+    outputs = {"boxes": torch.ones(1, 1, 4), "scores": torch.ones(1, 1), "labels": torch.zeros(1, 1, dtype=torch.int64)}
+    module.evaluate("test", outputs, [nothing])
+    computed = module.results("test")
+    assert computed.keys() == {"map50", "map", "ar100"}
+    assert all(value == Undefined("no image has a box of disc, square, dot") for value in computed.values())
     module.headline = "map50"
-    module.evaluate("test", told, [nothing])
+    module.evaluate("test", outputs, [nothing])
     with pytest.raises(
         UndefinedMetricError, match="map50 is not defined on the test split: no image has a box of disc"
     ):
@@ -278,7 +278,7 @@ def test_the_analysis_of_a_finished_run_counts_every_object(do: Callable[..., An
         mine = {(row["labels"], row["class"]): row for row in rows if row["detector"] == name}
         assert [mine["confident", c]["objects"] for c in ("disc", "square", "dot")] == wanted
         for c, count in zip(("disc", "square", "dot"), wanted, strict=True):
-            assert mine["low-confidence", c]["objects"] == count - mine["confident", c]["found"]
+            assert mine["low-confidence", c]["objects"] == count - mine["confident", c]["recalled"]
         given = [
             sum(row["given"] for row in rows if (row["detector"], row["labels"]) == (name, kind))
             for kind in ("low-confidence", "random")

@@ -72,8 +72,8 @@ def test_students_train_on_the_sets_and_are_judged_on_the_tasks_graphs(prepare: 
     session = prepare("method=mirage")
     data, own = small(session), session.task.data()
     assert isinstance(session.task, GraphTask) and isinstance(own, type(data).__bases__[0])
-    found = condense.load(session.task.folder("condense"))
-    patterns = {(int(y), int(n)) for y, n in zip(found.graphs.y, found.graphs.nodes, strict=True)}
+    condensed = condense.load(session.task.folder("condense"))
+    patterns = {(int(y), int(n)) for y, n in zip(condensed.graphs.y, condensed.graphs.nodes, strict=True)}
     for batch in batches(session):
         counts = torch.bincount(batch.batch).tolist()
         assert {*zip(batch.y.tolist(), counts, strict=True)} <= patterns and "read" in batch
@@ -99,9 +99,9 @@ def test_every_arm_takes_as_many_steps(prepare: Callable[..., Session]) -> None:
 def test_one_pass_over_the_set(prepare: Callable[..., Session]) -> None:
     session = prepare("method=mirage", "method.steps=set", "method.sampling=uniform", "method.batch=4")
     count = len(small(session).small)
-    found = batches(session)
-    assert len(found) == -(-count // 4)
-    assert sorted(torch.cat([batch.rows for batch in found]).tolist()) == list(range(count))
+    drawn = batches(session)
+    assert len(drawn) == -(-count // 4)
+    assert sorted(torch.cat([batch.rows for batch in drawn]).tolist()) == list(range(count))
 
 
 def test_all_nodes_are_pooled_on_request(prepare: Callable[..., Session]) -> None:
@@ -129,10 +129,10 @@ def test_draws_depend_on_seed_and_epoch_and_are_shared_out() -> None:
 def test_the_record_tells_the_size_of_the_set(do: Do, tmp_path: Path) -> None:
     outcome = do(*QUICK, "method=mirage")
     (stage,) = outcome.record.stages
-    found = load_file(tmp_path / "runs/stages" / f"condense-{stage.key[:16]}/condensed.safetensors")
-    bytes_ = sum(tensor.numel() * tensor.element_size() for name, tensor in found.items() if name != "support")
+    tensors = load_file(tmp_path / "runs/stages" / f"condense-{stage.key[:16]}/condensed.safetensors")
+    bytes_ = sum(tensor.numel() * tensor.element_size() for name, tensor in tensors.items() if name != "support")
     assert outcome.record.curves["train/bytes"] == pytest.approx([bytes_] * 2, rel=1e-6)
-    assert outcome.record.curves["train/graphs"] == pytest.approx([len(found["y"])] * 2)
+    assert outcome.record.curves["train/graphs"] == pytest.approx([len(tensors["y"])] * 2)
 
 
 @pytest.mark.parametrize("match", ["count", "bytes"])

@@ -126,15 +126,15 @@ def test_auc_counts_ordered_pairs(scale: float) -> None:
     logits, targets = np.round(rng.normal(size=(60, 2)), 1) * scale, rng.integers(2, size=60)
     margin = (logits.astype(np.float32)[:, 1]).astype(float) - logits.astype(np.float32)[:, 0]
     pairs = [(p > n) + 0.5 * (p == n) for p in margin[targets == 1] for n in margin[targets == 0]]
-    found = scores(torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(targets))
-    assert found["auc"] == pytest.approx(np.mean(pairs), abs=1e-6)
-    assert found["accuracy"] == pytest.approx(np.mean((logits[:, 1] > logits[:, 0]) == targets), abs=1e-6)
+    computed = scores(torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(targets))
+    assert computed["auc"] == pytest.approx(np.mean(pairs), abs=1e-6)
+    assert computed["accuracy"] == pytest.approx(np.mean((logits[:, 1] > logits[:, 0]) == targets), abs=1e-6)
 
 
 def test_the_area_needs_two_classes() -> None:
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
-    found = scores(logits, torch.ones(3, dtype=torch.int64))
-    assert found == {"auc": Undefined("all 3 graphs are of class 1"), "accuracy": 2 / 3}
+    computed = scores(logits, torch.ones(3, dtype=torch.int64))
+    assert computed == {"auc": Undefined("all 3 graphs are of class 1"), "accuracy": 2 / 3}
 
 
 def test_a_run_whose_graphs_are_of_one_class_in_a_split_fails_with_the_reason(

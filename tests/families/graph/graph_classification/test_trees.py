@@ -80,11 +80,11 @@ def test_counts_on_the_real_data_equal_the_reference(
     assert tuple(all_of_them["trees"]) == trees
     assert tuple(all_of_them["patterns"]) == tuple(all_of_them["kept"]) == patterns
     assert tuple(without["patterns"]) == patterns and tuple(without["kept"]) == kept
-    found = colour(graphs, depth)
+    coloured = colour(graphs, depth)
     classes = graphs.y.repeat_interleave(graphs.nodes).numpy()
     if connected:
-        bonded = found.degrees > 0
-        counted = tuple(len(np.unique(found.colours[-1][bonded & (classes == label)])) for label in (0, 1))
+        bonded = coloured.degrees > 0
+        counted = tuple(len(np.unique(coloured.colours[-1][bonded & (classes == label)])) for label in (0, 1))
         assert counted == connected
 
 
@@ -95,10 +95,10 @@ def test_trees_are_skewed_as_the_reference_says() -> None:
 
 
 def test_a_low_threshold_is_stopped() -> None:
-    found = colour(training_graphs("proteins"), 1)
-    assert len(mine(found, 0, 60)) == 7201 < CAP
+    trees = colour(training_graphs("proteins"), 1)
+    assert len(mine(trees, 0, 60)) == 7201 < CAP
     with pytest.raises(UsageError, match=rf"More than {CAP} sets.* class 0\. Raise the threshold of class 0"):
-        mine(found, 0, 40)
+        mine(trees, 0, 40)
 
 
 def test_both_classes_need_a_set() -> None:
@@ -159,15 +159,15 @@ def test_itemsets_equal_counting_every_subset(threshold: int) -> None:
         counts.update(subset for size in range(1, 8) for subset in combinations(basket.tolist(), size))
     wanted = {subset: count for subset, count in counts.items() if count >= threshold}
     rows = np.repeat(np.arange(12), [len(basket) for basket in baskets])
-    found = list(frequent_itemsets(rows, np.concatenate(baskets), threshold))
-    assert len(found) == len(wanted) and dict(found) == wanted
+    itemsets = list(frequent_itemsets(rows, np.concatenate(baskets), threshold))
+    assert len(itemsets) == len(wanted) and dict(itemsets) == wanted
 
 
 def test_a_condensed_graph_is_its_trees_read_at_their_roots() -> None:
     graphs = some_graphs()
-    found = colour(graphs, 2)
+    trees = colour(graphs, 2)
     roots = np.array([0, 5, 17])
-    built = expand(found, roots, 1)
+    built = expand(trees, roots, 1)
     assert built.read is not None and built.read.nonzero().flatten().tolist() == [0, 1, 2]
     assert [tree(built, root, 2) for root in range(3)] == [tree(graphs, int(node), 2) for node in roots]
     assert sorted(torch.bincount(built.edges[0], minlength=len(built.x)).tolist()) == [0] * 3 + [1] * (len(built.x) - 3)

@@ -114,11 +114,11 @@ def test_stage_3_equals_the_card(variant: str, layer_weights: str, loss_weights:
     assert terms["kd"].item() == pytest.approx(wanted["kd"], rel=1e-12)
     assert [weights["task"].item(), weights["kd"].item()] == pytest.approx(wanted["alpha"].tolist(), rel=1e-12)
     assert example.total().item() == pytest.approx(wanted["total"], rel=1e-12)
-    told = {name: value.item() for name, value in example.step.logs.items()}
-    assert {n: told[n] for n in told if n.startswith("layer")} == pytest.approx(
+    logged = {name: value.item() for name, value in example.step.logs.items()}
+    assert {n: logged[n] for n in logged if n.startswith("layer")} == pytest.approx(
         {f"layer{hop}": loss for hop, loss in wanted["layers"].items()}, rel=1e-12
     )
-    assert [told[f"gamma{hop}"] for hop in range(HOPS)] == pytest.approx(wanted["gamma"].tolist(), rel=1e-12)
+    assert [logged[f"gamma{hop}"] for hop in range(HOPS)] == pytest.approx(wanted["gamma"].tolist(), rel=1e-12)
 
 
 def test_float32_agrees_to_its_own_precision() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import FrozenTeacher
 from kdbench.errors import UsageError
+from kdbench.families.graph import logistic
 from kdbench.families.graph.node_classification import teacher as teachers
 from kdbench.families.graph.node_classification.data import NodeGraph, read
-from kdbench.families.graph.node_classification.networks import GNN, normalised_adjacency
+from kdbench.families.graph.node_classification.networks import GNN, PlainGNN, network, normalised_adjacency
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent
 from kdbench.families.graph.node_classification.teacher import HopTeacher
 
@@ -51,9 +52,9 @@ def small(classes: int = 3) -> NodeGraph:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_one_unit_length_state_a_hop_and_logits(name: str, layers: int) -> None:
     network, x = student(name, layers), torch.randn(6, 7)
-    found = states(network, x, PATH)
-    assert list(found) == [f"state{i}" for i in range(layers + 1)]
-    for value in found.values():
+    outputs = states(network, x, PATH)
+    assert list(outputs) == [f"state{i}" for i in range(layers + 1)]
+    for value in outputs.values():
         assert value.shape == (6, 8)
         torch.testing.assert_close(value.norm(dim=1), torch.ones(6))
     assert network(x, PATH).shape == (6, 3)
@@ -81,7 +82,25 @@ def test_the_blocks_are_the_released_ones() -> None:
 
 def test_gat_splits_its_width_into_heads() -> None:
     with pytest.raises(UsageError, match=r"student\.width=10 must be a multiple of 4"):
-        GNN(7, 3, NodeStudent(name="gat", width=10))
+        network(7, 3, NodeStudent(name="gat", width=10))
+
+
+def test_the_plain_layout_with_a_gcn_is_kipf_and_wellings_network() -> None:
+    torch.manual_seed(0)
+    plain = network(7, 3, NodeStudent(width=8, layout="plain", dropout=0.5)).eval()
+    assert isinstance(plain, PlainGNN)
+    x, adjacency = torch.randn(6, 7), dense(PATH, 6)
+    (w0, b0), (w1, b1), (w2, b2) = (
+        (layer.weight.detach().numpy(), bias.detach().numpy())
+        for layer, bias in [
+            (plain.states[0], plain.states[0].bias),
+            *((state.lin, state.bias) for state in list(plain.states)[1:]),
+        ]
+    )
+    hidden = np.maximum(adjacency @ ((x.numpy() @ w0.T + b0) @ w1.T) + b1, 0)
+    last = adjacency @ (hidden @ w2.T) + b2
+    wanted = last @ plain.head.weight.detach().numpy().T + plain.head.bias.detach().numpy()
+    np.testing.assert_allclose(plain(x, PATH).detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_normalised_adjacency_equals_dense_numpy() -> None:
@@ -131,24 +150,24 @@ def test_rows_do_not_depend_on_the_batch_they_are_asked_in() -> None:
 def test_the_heads_probabilities_are_sklearns(tmp_path: Path, classes: int) -> None:
     graph = small(classes)
     save_file({"features": torch.randn(90, 11) + 3 * graph.y[:, None]}, tmp_path / "features.safetensors")
-    told = teachers.fit_head(graph, tmp_path, 1, tmp_path)
+    report = teachers.fit_head(graph, tmp_path, 1, tmp_path)
     network = teachers.build(graph, 1, tmp_path, tmp_path)
     deepest = network.all_hops()[-1].numpy()
     scale = np.linalg.norm(deepest, axis=1).mean()
     train, val, y = graph.ids("train").numpy(), graph.ids("val").numpy(), graph.y.numpy()
-    model = LogisticRegression(C=told["strength"], max_iter=500, tol=1e-4).fit(deepest[train] / scale, y[train])
+    model = LogisticRegression(C=report["strength"], max_iter=500, tol=1e-4).fit(deepest[train] / scale, y[train])
     ours = network(torch.arange(90))["logits"].softmax(dim=1)
     np.testing.assert_allclose(ours, model.predict_proba(deepest / scale), atol=1e-3)
-    assert told["val_accuracy"] == pytest.approx(model.score(deepest[val] / scale, y[val]))
+    assert report["val_accuracy"] == pytest.approx(model.score(deepest[val] / scale, y[val]))
     best = max(
-        teachers.STRENGTHS,
+        logistic.STRENGTHS,
         key=lambda c: (
             LogisticRegression(C=c, max_iter=500, tol=1e-4)
             .fit(deepest[train] / scale, y[train])
             .score(deepest[val] / scale, y[val])
         ),
     )
-    assert told["strength"] == best
+    assert report["strength"] == best
 
 
 def test_a_class_without_training_nodes_is_never_predicted(tmp_path: Path) -> None:

@@ -54,6 +54,21 @@ def test_shapes_are_the_same_twice_and_keep_to_their_options() -> None:
         assert all(len(mean) == 1 for mean in means) and means[0] < means[1] < means[2]
 
 
+def test_a_drawn_split_is_the_seeds_own_and_as_large_as_the_fixed_one() -> None:
+    fixed, *drawn = (
+        data.read("shapes", VolumeData(train_volumes=6, shapes=16, size=12, split=split), seed)
+        for split, seed in (("fixed", 0), ("drawn", 0), ("drawn", 1), ("drawn", 0))
+    )
+    assert drawn[0].split_sha256 == drawn[2].split_sha256 and drawn[0].sha256 == fixed.sha256
+    assert len({one.split_sha256 for one in (fixed, *drawn)}) == 3
+    for one in drawn:
+        parts = [set(one.cases[split]) for split in ("train", "val", "test")]
+        assert [len(part) for part in parts] == [6, 4, 4] and len(set().union(*parts)) == 14
+        assert one.names == fixed.names and set().union(*parts) < set(one.names)
+    again = data.read("shapes", VolumeData(train_volumes=6, shapes=16, size=12), 1)
+    assert again.split_sha256 == fixed.split_sha256
+
+
 # the real selection
 
 
@@ -97,7 +112,7 @@ def test_a_changed_or_missing_volume_is_noticed(real_data: Path, home: Path) -> 
 @pytest.mark.parametrize("name", ["msd_hippocampus", "msd_task01", "msd_task04", "mmwhs"])
 def test_missing_data_is_named_with_what_to_do(name: str, home: Path) -> None:
     with pytest.raises(DataError, match=rf"{name}.*medical/.*KDBENCH_DATA"):
-        data.load(name, EVERYTHING)
+        data.load(name, EVERYTHING, 0)
     assert datasets.inventory(datasets.dataset(name))["state"] == "missing"
 
 
@@ -122,10 +137,10 @@ def decathlon(folder: Path, count: int, channels: int = 1) -> list[np.ndarray]:
 def test_a_decathlon_folder_is_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = decathlon(home / "Task04_Hippocampus", 8)
     with pytest.raises(DataError, match="8 volumes: 30 for validation and 60 for the test"):
-        data.load("msd_task04", EVERYTHING)
+        data.load("msd_task04", EVERYTHING, 0)
     real = data.released_split
     monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 2, 3))
-    volumes = data.load("msd_task04", EVERYTHING)
+    volumes = data.load("msd_task04", EVERYTHING, 0)
     assert list(volumes.cases["test"]) == [f"case_{number:03d}.nii.gz" for number in (5, 6, 7)]
     assert datasets.inventory(datasets.dataset("msd_task04"))["state"] == "present"
     image, label = volumes.read("case_004.nii.gz")
@@ -138,7 +153,7 @@ def test_four_modalities_become_channels_as_they_are(home: Path, monkeypatch: py
     images = decathlon(home / "Task01_BrainTumour", 4, channels=4)
     real = data.released_split
     monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 1, 1))
-    volumes = data.load("msd_task01", VolumeData(train_volumes=None, in_memory=False))
+    volumes = data.load("msd_task01", VolumeData(train_volumes=None, in_memory=False), 0)
     image, _ = volumes.read("case_001.nii.gz")
     np.testing.assert_array_equal(image.numpy(), np.moveaxis(images[1], -1, 0))
     assert volumes.channels == 4 and len(volumes.classes) == 4
@@ -272,7 +287,7 @@ def test_a_faulty_decathlon_folder_is_named_when_it_is_loaded(
     real = data.released_split
     monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 1, 1))
     with pytest.raises(DataError, match=said):
-        data.load("msd_task04", EVERYTHING)
+        data.load("msd_task04", EVERYTHING, 0)
 
 
 def test_published_spellings_of_the_classes_are_known(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +296,7 @@ def test_published_spellings_of_the_classes_are_known(home: Path, monkeypatch: p
     listed(labels={str(number): name for number, name in enumerate(names)})(home / "Task01_BrainTumour")
     real = data.released_split
     monkeypatch.setattr(data, "released_split", lambda names, val, test: real(names, 1, 1))
-    assert data.load("msd_task01", EVERYTHING).channels == 4
+    assert data.load("msd_task01", EVERYTHING, 0).channels == 4
 
 
 # hearts
@@ -300,7 +315,7 @@ def hearts(folder: Path, count: int = 10) -> None:
 
 def test_hearts_are_resampled_scaled_and_folded(home: Path) -> None:
     hearts(home / "mmwhs")
-    volumes = data.load("mmwhs", VolumeData(train_volumes=None, fold=1))
+    volumes = data.load("mmwhs", VolumeData(train_volumes=None, fold=1), 0)
     assert [len(volumes.cases[split]) for split in ("train", "val", "test")] == [6, 2, 2]
     assert [name[-17:-13] for name in volumes.cases["test"]] == ["1003", "1004"], "the second fifth"
     assert [name[-17:-13] for name in volumes.cases["val"]] == ["1005", "1006"]
@@ -312,7 +327,7 @@ def test_hearts_are_resampled_scaled_and_folded(home: Path) -> None:
     inside = image[image != 0]
     assert inside.mean().item() == pytest.approx(0, abs=1e-5)
     with pytest.raises(DataError, match="holds 0 files mr_train"):
-        data.load("mmwhs", VolumeData(modality="mr"))
+        data.load("mmwhs", VolumeData(modality="mr"), 0)
 
 
 def test_voxels_are_turned_to_right_anterior_superior(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def volume_set(**more: Any) -> VolumeSet:
         "classes": ("background", "a", "b"),
         "spacing": SPACING,
         "pad": "edge",
+        "names": (),
         "cases": {},
         "read": None,
         "sha256": "",
@@ -195,15 +196,36 @@ def test_the_cache_of_fixed_views_is_their_live_teacher(do: Callable[..., Outcom
     assert do(*words, *quick, "control=shuffled_teacher").record.curves["train/kd"] != live.curves["train/kd"]
 
 
+def teacher_of(seed: int, root: Path, *words: str) -> tuple[str, bytes]:
+    """Address and weights of the teacher that a run of this seed trains in a store of its own."""
+    quick = ("method=kd", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1", "teacher.cache=false")
+    task = session(root / str(seed), *quick, *words, f"seed={seed}").task
+    result = task.store.ensure(task.stages()[0])
+    return result.key, (result.folder / "weights.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("views", ["centre", "random"])
 def test_one_teachers_key_is_one_teacher_whichever_run_trains_it(views: str, tmp_path: Path) -> None:
-    made = []
+    words = (f"data.views={views}", "teacher.seed=0", "data.split=fixed")
+    assert teacher_of(0, tmp_path, *words) == teacher_of(1, tmp_path, *words)
+
+
+@pytest.mark.parametrize("words", [(), ("teacher.seed=0", "data.split=drawn"), ("data.split=fixed",)])
+def test_teachers_of_two_seeds_or_splits_have_two_keys(words: tuple[str, ...], tmp_path: Path) -> None:
+    (one, weights), (other, others) = (teacher_of(seed, tmp_path, *words) for seed in (0, 1))
+    assert one != other and weights != others
+    assert teacher_of(0, tmp_path / "again", *words) == (one, weights)
+
+
+def test_items_keep_their_number_whatever_the_split(tmp_path: Path) -> None:
+    numbers = {}
     for seed in (0, 1):
-        words = ("method=kd", "teacher.epochs=1", "trainer.check_val_every_n_epoch=1", f"data.views={views}")
-        task = session(tmp_path / str(seed), *words, "teacher.cache=false", f"seed={seed}").task
-        result = task.store.ensure(task.stages()[0])
-        made.append((result.key, (result.folder / "weights.safetensors").read_bytes()))
-    assert made[0] == made[1]
+        task = session(tmp_path, "method=alone", "data.split=drawn", "data.train_volumes=3", f"seed={seed}").task
+        batches = list(task.data().test_dataloader())
+        rows = torch.cat([task.items_of("test", batch) for batch in batches]).tolist()
+        numbers[seed] = {task.volumes.names[row] for row in rows}
+        assert numbers[seed] == set(task.volumes.cases["test"])
+    assert numbers[0] != numbers[1]
 
 
 def test_a_teachers_outputs_do_not_depend_on_the_rest_of_the_batch(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class LPLD(Method[AdaptationTask]):
         """The mean of L_LPLD over the batch's images; tells |M| per image and the mean w_i of the step (0 for none)."""
         student, taught = step.student, step.teacher
         total = 0 * torch.stack([level.sum() for level in lesson.maps]).sum()
-        found, weights = 0, list[Tensor]()
+        regions, weights = 0, list[Tensor]()
         for row, one in enumerate(lesson.confident):
             count = int(taught["proposed"][row])
             proposals, logits, deltas, features = (
@@ -158,8 +158,8 @@ class LPLD(Method[AdaptationTask]):
             away = distances(own, features[chosen])
             w = away if self.options.weighted else torch.ones_like(away)
             total = total + distillation(said, logits[chosen], w, self.options.epsilon)
-            found, weights = found + len(away), [*weights, away]
-        step.logs["low-confidence labels"] = torch.tensor(found / len(lesson.confident))
+            regions, weights = regions + len(away), [*weights, away]
+        step.logs["low-confidence labels"] = torch.tensor(regions / len(lesson.confident))
         step.logs["feature distance"] = torch.cat(weights).mean() if weights else torch.tensor(0.0)
         return total / len(lesson.confident)
 

@@ -80,9 +80,9 @@ class Mirage(Method[GraphTask]):
         return [condense.stage(task.graphs, chosen)]
 
     def data(self, task: GraphTask) -> SmallLoaders:
-        options, found = self.options, condense.load(task.folder(condense.STAGE))
-        self.distilled = found.graphs if options.readout == "roots" else replace(found.graphs, read=None)
-        weights = found.support if options.sampling == "frequency" else None
+        options, condensed = self.options, condense.load(task.folder(condense.STAGE))
+        self.distilled = condensed.graphs if options.readout == "roots" else replace(condensed.graphs, read=None)
+        weights = condensed.support if options.sampling == "frequency" else None
         return SmallLoaders(task, self.distilled, weights, options.steps, options.batch)
 
     def loss_terms(self, step: Step) -> Mapping[str, Tensor]:

@@ -174,12 +174,12 @@ class MSTDistill(Method[PairedTask]):
         several = {role: task.frozen(networks[role].eval()) for role in networks}
         several |= self.specialised(task) if self.options.specialise else {}
         every = {name: task.scores(task.all_logits(teacher)) for name, teacher in several.items()}
-        told = every["multimodal"]
+        shown = every["multimodal"]
         for name, scores in every.items():
             for split in ("val", "test"):
-                told["metrics"][split][f"accuracy of {name}"] = scores["metrics"][split]["accuracy"]
+                shown["metrics"][split][f"accuracy of {name}"] = scores["metrics"][split]["accuracy"]
         wanted = len(several) - len(networks) or len(TEACHERS)
-        return {"kind": "several", "description": f"{wanted} specialised; scores of the multimodal one", **told}
+        return {"kind": "several", "description": f"{wanted} specialised; scores of the multimodal one", **shown}
 
     def modules(self, shapes: Shapes) -> Mapping[str, nn.Module]:
         classes = shapes.teacher["logits"][-1]
