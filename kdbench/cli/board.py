@@ -71,6 +71,26 @@ def build_site(paths: tuple[Path, ...], site: Path, as_json: bool) -> None:
 
 
 @leaderboard.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[RECORDS…]")
+@click.option("--into", type=click.Path(path_type=Path, dir_okay=False), help="Put it between the marks of a file.")
+def gains(paths: tuple[Path, ...], into: Path | None) -> None:
+    """What each method gains in its tasks' primary comparisons, as a Markdown table; of leaderboard/records by default.
+
+    \b
+    kdbench leaderboard gains
+    kdbench leaderboard gains leaderboard/records --into README.md
+    """
+    from kdbench.board import gains as gaining
+    from kdbench.results import store
+
+    text = gaining.table(store.read(list(paths) or [Path("leaderboard/records")]))
+    if into is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"{into}: {'changed' if gaining.insert(text, into) else 'as it was'}")
+
+
+@leaderboard.command()
 @click.argument("site", type=click.Path(path_type=Path))
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
+from kdbench.engine.callbacks import Curves, Progress, Selection, remove_checkpoint, stop_asked
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.method import Method
@@ -241,7 +241,7 @@ def _write(
     }
     record, path = records.seal({**content, **fields}), folder / "record.json"
     write_atomic(path, records.dumps(record))
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    remove_checkpoint(folder)
     return record.at(path)
 
 
@@ -315,7 +315,7 @@ class Session:
         if last.exists() and before != self.made:
             why = before.differences(self.made) if before else ["what made it is not known"]
             self.reporter.note(f"{self.config.command}: begins anew, not from its checkpoint, since {'; '.join(why)}.")
-            last.unlink()
+            remove_checkpoint(self.folder)
         self.made.save(self.folder)
 
     def assemble(self) -> tuple[DistillationModule, dict[str, Teacher]]:

@@ -16,7 +16,6 @@ A check that fails may be excused by the task's card, in words.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from typing import Literal
 
 import numpy as np
 
-from kdbench.plan.cards import Card, read_card, task_paths
-from kdbench.plan.catalog import installed_method
+from kdbench.plan.cards import Card
 from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
+from kdbench.results.headline import card_of
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate, paired
 
@@ -85,26 +84,11 @@ def audited(comparison: Comparison, runs: Mapping[str, Record]) -> Audit | None:
 
 
 def _compares(comparison: Comparison) -> bool:
-    return any(_role(comparison, row) == "method" and row.n for row in comparison.rows if row.method != "alone")
-
-
-def _role(comparison: Comparison, row: Row) -> str:
-    """Of a teacher or a control of its rows: those; else the role of its method."""
-    if row.method == "teacher" or row.control != "none":
-        return "teacher" if row.method == "teacher" else "control"
-    info = installed_method(comparison.family, row.method)
-    return info.role if info else "method"
-
-
-@functools.cache
-def _card(task: str, family: str) -> Card | None:
-    path = task_paths().get(task)
-    card = read_card(path, task, options=False) if path else None
-    return card if card and card.family == family else None
+    return any(row.kind == "method" or row.method == "kd" for row in comparison.rows if row.n)
 
 
 def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Verdict]:
-    card = _card(comparison.task, comparison.family)
+    card = card_of(comparison.task, comparison.family)
     excused = card.excused if card else {}
 
     def verdict(check: str, arm: Row | str, holds: bool, why: str) -> Verdict:
@@ -114,7 +98,7 @@ def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Ve
         )
         return Verdict(check, label, holds, why, None if holds else excuse)
 
-    trained = [row for row in comparison.rows if _role(comparison, row) == "method" and row.n]
+    trained = [row for row in comparison.rows if row.kind in ("baseline", "method", "ablation") and row.n]
     for row in trained:
         made = [runs[name] for name in row.runs if name in runs]
         rising = [one for one in (still_rising(run) for run in made) if one is not None]

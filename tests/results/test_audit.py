@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from kdbench import hashing
+from kdbench.results import arms
 from kdbench.results import audit as auditing
 from kdbench.results import record as records
-from kdbench.results.audit import Audit, audit, collapsed, still_rising
+from kdbench.results.arms import collapsed
+from kdbench.results.audit import Audit, audit, still_rising
 from kdbench.results.record import Record
 
 FLAT = [0.5, 0.7, 0.74, 0.76, 0.75, 0.74, 0.76, 0.75, 0.75, 0.75]
@@ -53,8 +55,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The card of the records' task; ``sgc`` is a reference."""
     one = SimpleNamespace(reference="sgc", excused={})
     roles = {"sgc": SimpleNamespace(role="reference")}
-    monkeypatch.setattr(auditing, "_card", lambda task, family: one)
-    monkeypatch.setattr(auditing, "installed_method", lambda family, name: roles.get(name))
+    monkeypatch.setattr(auditing, "card_of", lambda task, family: one)
+    monkeypatch.setattr(arms, "installed_method", lambda family, name: roles.get(name))
     return one
 
 
