@@ -38,7 +38,7 @@ from kdbench.results import record as records
 @torch.no_grad()
 def quality(task: AdaptationTask, network: Any, options: Hyperparameters, images: int | None) -> Quality:
     """The labels that ``network`` gives the target's training images."""
-    labelled = domains.hidden(task.config.dataset, task.config.data)
+    labelled = domains.hidden_of_run(task.config.dataset, task.config.data, task.config.seed)
     told = Quality(task.domains.classes)
     generator = torch.Generator().manual_seed(axis(task.config.seed, "random regions"))
     for row in range(len(labelled))[:images]:

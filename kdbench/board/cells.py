@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
 from kdbench.results.stats import Estimate
@@ -78,7 +77,7 @@ def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
 
 def arm_cell(row: Row, family: str, root: str) -> Cell:
     """The arm's name, linked to its method's page."""
-    kind = kind_of(row, family)
+    kind = row.kind
     badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound", "reference") else ()
     badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
     href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
@@ -167,13 +166,3 @@ COSTS = (
 def score_title(metric: str | None, unit: str) -> str:
     """What the column of scores is called."""
     return " ".join([safe.name(metric) if metric else "score", *([safe.name(unit)] if unit else [])])
-
-
-def kind_of(row: Row, family: str) -> str:
-    """Whether a row is the teacher, a baseline, a method, a control, a bound or a reference."""
-    if row.control != "none":
-        return "control"
-    if row.method in ("teacher", "alone", "kd"):
-        return "teacher" if row.method == "teacher" else "baseline"
-    info = installed_method(family, row.method)
-    return info.role if info else "method"

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
+from kdbench.engine.callbacks import Curves, Progress, Selection, remove_checkpoint, stop_asked
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.method import Method
@@ -250,7 +250,7 @@ def _write(
 
 def forget_training(folder: Path) -> None:
     """Remove what the student's training of a run would go on from, of every attempt at it."""
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    remove_checkpoint(folder)
     for attempt in folder.glob(RESTART.format("*")):
         shutil.rmtree(attempt)
 

@@ -24,6 +24,13 @@ LATER = "later"
 
 
 @dataclass(frozen=True)
+class Before:
+    """Marks an option that came later where records without it were made as with ``value``, and not its default."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """How the student and what the method trains are optimised."""
 
@@ -112,14 +119,21 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def later(options: type[Any]) -> dict[str, Any]:
-    """The options of a dataclass that are marked :data:`LATER`, with their defaults."""
+    """The options of a dataclass that came later (:data:`LATER`, :class:`Before`), as records without them had them."""
     hints = get_type_hints(options, include_extras=True)
-    marked = [field for field in fields(options) if LATER in getattr(hints[field.name], "__metadata__", ())]
-    return {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in marked}
+    values: dict[str, Any] = {}
+    for option in fields(options):
+        marks = getattr(hints[option.name], "__metadata__", ())
+        if LATER in marks:
+            values[option.name] = option.default if option.default_factory is MISSING else option.default_factory()
+        for mark in marks:
+            if isinstance(mark, Before):
+                values[option.name] = mark.value
+    return values
 
 
 def written(options: Any) -> dict[str, Any]:
-    """:func:`plain` without the options marked :data:`LATER` that have their defaults: what names a run."""
+    """:func:`plain` without the options of :func:`later` that have the values there: what names a run."""
     left_out = later(options.__class__)
     return {name: v for name, v in plain(options).items() if name not in left_out or v != left_out[name]}
 

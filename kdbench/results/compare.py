@@ -33,9 +33,9 @@ class Row:
     ``kind`` is the part it plays (:func:`kdbench.results.arms.kinds_of`). ``estimate`` is its mean with its 95 %
     ``interval``. Each ``delta_…`` is a declared contrast (:mod:`kdbench.results.contrasts`), whose interval is at the
     level that its family of tests leaves, and each ``p_…`` its Holm-adjusted p. ``delta_alone`` is against the student
-    ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the method less the
-    control, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is ``teacher`` for the
-    teacher; its ``n`` counts different teachers.
+    ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the arm that it
+    ``controls`` less itself, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is
+    ``teacher`` for the teacher; its ``n`` counts different teachers.
 
     ``scores`` and ``runs`` (configuration hashes) stand in the order of ``seeds``; the teacher's are of the runs that
     tell it. ``default`` marks a method with its default hyper-parameters and no control. ``gap_interval`` is the
@@ -59,6 +59,7 @@ class Row:
     runs: tuple[str, ...] = ()
     default: bool = False
     against_alone: str | None = None
+    controls: str | None = None
     delta_alone: Estimate | None = None
     p_alone: float | None = None
     delta_kd: Estimate | None = None
@@ -264,6 +265,7 @@ def _differences(arm: Arm, declared: Mapping[tuple[str, Against], Contrast]) -> 
         if one := declared.get((arm.label, against)):
             fields |= {f"delta_{against}": one.estimate, f"p_{against}": one.p}
             fields |= {"against_alone": one.second} if against == "alone" else {}
+            fields |= {"controls": one.first} if against == "real" else {}
     return fields
 
 

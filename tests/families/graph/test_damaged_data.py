@@ -114,7 +114,7 @@ def lines(file: str, line: int, text: str) -> bytes:
 
 def test_a_sound_text_graph_is_loaded(publish: Publish) -> None:
     publish("cora_text", cora_text())
-    graph = data.load("cora_text", NodeData(), 0)
+    graph = data.load("cora_text", NodeData(split="seed"), 0)
     assert len(graph.texts) == TEXTS and int(graph.y[38]) == -1 and int(graph.split[38]) == data.UNLABELLED
 
 
@@ -153,7 +153,7 @@ def test_a_sound_text_graph_is_loaded(publish: Publish) -> None:
 def test_a_damaged_text_graph_is_refused(publish: Publish, file: str, content: bytes, message: str) -> None:
     publish("cora_text", cora_text(**{file: content}))
     with pytest.raises(DataError, match=message):
-        data.load("cora_text", NodeData(), 0)
+        data.load("cora_text", NodeData(split="seed"), 0)
 
 
 # Planetoid and OGB

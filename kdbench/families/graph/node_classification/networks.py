@@ -51,8 +51,6 @@ class GNN(nn.Module):
     def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
         super().__init__()
         width, dropout = options.width, options.dropout
-        if options.name == "gat" and width % HEADS:
-            raise UsageError(f"student.width={width} must be a multiple of {HEADS} for gat.")
         layers = [Block(nn.Linear(inputs, width), width, dropout, convolution=False)]
         layers += [
             Block(convolution(options.name, width), width, dropout, convolution=True) for _ in range(options.layers)
@@ -67,6 +65,40 @@ class GNN(nn.Module):
             x = state(x, edges)
         logits: Tensor = self.head(self.post(x, edges))
         return logits
+
+
+class PlainGNN(nn.Module):
+    """``states[0]`` projects the words, ``states[l]`` is the l-th convolution, ReLU and dropout between; linear head.
+
+    ``z = W_h conv_k( drop(relu( … conv_1( W_0 drop(x) ) )) )``. With a GCN it is the network of Kipf and Welling
+    (arXiv 1609.02907), whose first and last weights are products here, so that every state has one width to tap.
+    """
+
+    def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
+        super().__init__()
+        convolutions = [convolution(options.name, options.width) for _ in range(options.layers)]
+        self.states = nn.ModuleList([nn.Linear(inputs, options.width), *convolutions])
+        self.dropout = nn.Dropout(options.dropout)
+        self.head = nn.Linear(options.width, classes)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits ``[n, classes]`` for features ``x`` ``[n, inputs]`` and ``edges`` int64 ``[2, e]``."""
+        projection, first, *others = self.states
+        x = first(projection(self.dropout(x)), edges)
+        for state in others:
+            x = state(self.dropout(x.relu()), edges)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+LAYOUTS: dict[str, type[GNN | PlainGNN]] = {"blocks": GNN, "plain": PlainGNN}
+
+
+def network(inputs: int, classes: int, options: NodeStudent) -> GNN | PlainGNN:
+    """A freshly initialised student in the layout of its options."""
+    if options.name == "gat" and options.width % HEADS:
+        raise UsageError(f"student.width={options.width} must be a multiple of {HEADS} for gat.")
+    return LAYOUTS[options.layout](inputs, classes, options)
 
 
 def normalised_adjacency(edges: Tensor, nodes: int) -> Tensor:

@@ -14,6 +14,7 @@ from kdbench.errors import KdbenchError, UsageError
 from kdbench.families.detection.domain_adaptation import networks as models
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.options import Detector
+from kdbench.networks import efficientnet_lite
 
 
 def pictures(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,6 +163,37 @@ def test_the_full_detector_is_built_offline_with_its_frozen_parts(tmp_path: Path
     assert (settings[0].nms_pre, settings[0].max_per_img) == (6000, 300)
     assert (settings[1].nms_pre, settings[1].max_per_img) == (12000, 2000)
     assert (settings[2].num, settings[2].pos_fraction) == (512, 0.25)
+
+
+def test_the_lite0_detector_begins_with_the_packages_weights_and_keeps_the_finest(
+    small: Callable[..., Detector],
+) -> None:
+    torch.manual_seed(0)
+    network: Any = models.build(small(name="lite0_fpn", weights="efficientnet-lite0"), 3).train()
+    begun = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    package = efficientnet_lite.imagenet_weights()
+    assert begun and all(torch.equal(value, package[name]) for name, value in begun.items())
+    images, sizes = pictures(1)
+    maps = network.extract_feat(models.normalised(images, sizes))
+    assert [one.shape[1:] for one in maps] == [(16, 8, 8), (16, 4, 4)]
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    sum(models.losses(network, maps, models.samples(images, sizes), [truth([4, 4, 20, 22])]).values()).backward()
+    optimizer.step()
+    moved = {name for name, value in network.backbone.state_dict().items() if not torch.equal(value, begun[name])}
+    blocks = {name.split(".")[1] for name in moved}
+    assert blocks == {str(number) for number in range(3, 11)}, "the stem and the blocks of stride 2 and 4 are frozen"
+    norms = {name for name, part in network.backbone.named_modules() if isinstance(part, torch.nn.BatchNorm2d)}
+    assert not any(name.rpartition(".")[0] in norms for name in moved)
+
+
+def test_the_lite0_backbone_reads_pixels_as_its_weights_do(small: Callable[..., Detector]) -> None:
+    network: Any = models.build(small(name="lite0_fpn"), 3).eval()
+    images, sizes = torch.rand(1, 3, 64, 64) * 255, torch.tensor([[64, 64]])
+    plain = efficientnet_lite.EfficientNetLite0(network.backbone.strides).eval()
+    plain.load_state_dict(network.backbone.state_dict())
+    wanted = plain((images - efficientnet_lite.MEAN) / efficientnet_lite.STD)
+    for one, other in zip(network.backbone(models.normalised(images, sizes)), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_come_from_a_file_and_a_wrong_one_is_named(tmp_path: Path, small: Callable[..., Detector]) -> None:
