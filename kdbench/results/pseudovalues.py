@@ -111,9 +111,11 @@ def average_precision(arrays: Arrays, metric: str) -> Array | None:
 
 
 def mean_average_precision(arrays: Arrays, metric: str) -> Array | None:
-    """The mean of :func:`average_precision` over the classes with a true box."""
-    named = [name.removeprefix("targets of ") for name in arrays if name.startswith("targets of ")]
-    classes = [name for name in sorted(named) if arrays[f"targets of {name}"].any()]
+    """The mean of :func:`average_precision` over the classes with a true box: those that the metric ends with, joined
+    by ``+`` (``map50_cat+dog``), or all of them."""
+    every = [name.removeprefix("targets of ") for name in sorted(arrays) if name.startswith("targets of ")]
+    asked = metric.partition("_")[2].split("+") if "_" in metric else every
+    classes = [name for name in asked if arrays[f"targets of {name}"].any()]
     values = [_precision(arrays, name) for name in classes]
     known = [value for value in values if value is not None]
     return np.mean(known, axis=0) if known and len(known) == len(values) else None

@@ -176,7 +176,9 @@ def test_families_have_corrections_of_their_own(arms: Arms, monkeypatch: pytest.
     assert (many.p_alone, many.p_kd, many.delta_kd) == (few.p_alone, few.p_kd, few.delta_kd)
     other = row(comparison, "ours (w=2)")
     assert other.delta_default and other.delta_default.mean == pytest.approx((sum(KD) - sum(OURS)) / 300)
-    assert other.delta_default.alpha == pytest.approx(0.05 / 3) and other.p_default is not None
+    assert other.delta_default.alpha == 0.05 and other.p_default == other.delta_default.p and other.p_kd is None
+    assert any(line.startswith("ours (w=2) − ours: ") for line in verdicts(comparison))
+    assert any(line.startswith("ours − chance: ") for line in verdicts(comparison))
     control, chance = row(comparison, "ours · random teacher"), row(comparison, "chance")
     assert control.delta_kd and control.p_kd is None and control.delta_kd.alpha == 0.05
     # Its family: two methods less their control, and what the control that is a method does to alone and kd.

@@ -179,6 +179,20 @@ def test_average_precision_is_torchmetrics_and_its_jackknife(seed: int) -> None:
         np.testing.assert_allclose(values, jackknife(given[name], without), atol=1e-5)
 
 
+def test_a_mean_over_classes_that_the_metric_names() -> None:
+    pytest.importorskip("mmdet")
+    _, arrays = measured(detected(3), ["cup", "jar"])
+    cup, every = (
+        pseudovalues.average_precision(arrays, "ap50_cup"),
+        pseudovalues.mean_average_precision(arrays, "map50"),
+    )
+    assert cup is not None and every is not None and not np.allclose(cup, every)
+    for metric, wanted in (("map50_cup", cup), ("map50_jar+cup", every)):
+        given = pseudovalues.mean_average_precision(arrays, metric)
+        assert given is not None
+        np.testing.assert_allclose(given, wanted, atol=1e-12)
+
+
 def test_a_class_in_one_image_has_no_jackknife() -> None:
     arrays = {
         "image of cup": np.array([0]),

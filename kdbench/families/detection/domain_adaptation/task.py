@@ -32,6 +32,8 @@ from kdbench.plan.options import Optimizer, plain
 from kdbench.plan.own import modules
 
 SOURCE = "source-detector"
+NAMED = "map50_"
+"""What metrics over classes that they name begin with."""
 
 
 class AdaptiveDetection(DistillationModule):
@@ -76,7 +78,10 @@ class AdaptiveDetection(DistillationModule):
         lists = ("detection_box", "detection_scores", "detection_labels", "groundtruth_box", "groundtruth_labels")
         self._judged[split] = tuple(list(getattr(metric, name)) for name in lists)
         metric.reset()
-        return scores(values, self.classes)
+        mine = scores(values, self.classes)
+        if self.headline is not None and self.headline.startswith(NAMED):
+            mine[self.headline] = mean_of_classes(self.headline, mine, self.classes)
+        return mine
 
     def outcomes(self, split: str) -> Mapping[str, Tensor]:
         boxes, scores, labels, real, kinds = self._judged[split]
@@ -115,6 +120,15 @@ def scores(values: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float
             named[f"ap50_{classes[number]}"] = float(precision[precision > -1].mean())
             named[f"ar100_{classes[number]}"] = float(recall[recall > -1].mean())
     return named
+
+
+def mean_of_classes(metric: str, named: Mapping[str, float | Undefined], classes: Sequence[str]) -> float | Undefined:
+    """``map50_A+B``: the mean of ``ap50_A`` and ``ap50_B``, without those that have no true box."""
+    asked = metric.removeprefix(NAMED).split("+")
+    if unknown := [name for name in asked if name not in classes]:
+        return Undefined(f"there is no class {unknown[0]}, but {', '.join(classes)}")
+    values = [value for name in asked if isinstance(value := named.get(f"ap50_{name}"), float)]
+    return sum(values) / len(values) if values else Undefined(f"no image has a box of {', '.join(asked)}")
 
 
 def batch_losses(network: Any, images: Tensor, sizes: Tensor, truth: Sequence[Truth]) -> dict[str, Tensor]:

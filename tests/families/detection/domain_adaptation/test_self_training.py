@@ -20,7 +20,7 @@ from kdbench.families.detection.domain_adaptation import domains
 from kdbench.families.detection.domain_adaptation.data import Images, LabelledBatch
 from kdbench.families.detection.domain_adaptation.networks import Truth
 from kdbench.families.detection.domain_adaptation.pseudo_labels import high_confidence
-from kdbench.families.detection.domain_adaptation.task import scores
+from kdbench.families.detection.domain_adaptation.task import mean_of_classes, scores
 from kdbench.plan.config import expand
 from kdbench.plan.metrics import Undefined
 
@@ -228,6 +228,14 @@ def test_scores_leave_out_classes_without_a_true_box() -> None:
     values = {"map_50": 0.25, "map": 0.1, "mar_100": 0.5, "classes": torch.tensor([0, 2])}
     named = scores({**values, "precision": precision, "recall": recall}, ("a", "b", "c"))
     assert named == {"map50": 0.25, "map": 0.1, "ar100": 0.5, "ap50_c": 0.25, "ar100_c": 0.5}
+
+
+def test_a_mean_over_classes_that_a_metric_names() -> None:
+    named = {"map50": 0.6, "ap50_a": 0.25, "ap50_c": 0.75}
+    assert mean_of_classes("map50_a+c", named, ("a", "b", "c")) == 0.5
+    assert mean_of_classes("map50_c+b", named, ("a", "b", "c")) == 0.75, "b has no true box"
+    assert mean_of_classes("map50_b", named, ("a", "b", "c")) == Undefined("no image has a box of b")
+    assert mean_of_classes("map50_a+x", named, ("a", "b")) == Undefined("there is no class x, but a, b")
 
 
 def test_a_split_without_any_true_box_has_no_score(session: Callable[..., Session]) -> None:
