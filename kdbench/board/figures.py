@@ -146,7 +146,7 @@ def of_task(task: Task) -> list[Drawn]:
 
 
 def gaps(tasks: Sequence[Task], root: str) -> list[Drawn]:
-    """The gap closed by every method on every task, from the task's comparison with most records."""
+    """The gap closed by every method on every task, from the comparison that the task stands for."""
     rows, groups, without = [], [], 0
     for task in tasks:
         one = task.headline.comparison

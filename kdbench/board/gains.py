@@ -27,14 +27,13 @@ def primary(records: Sequence[Record]) -> list[tuple[Primary, Audit]]:
 
 def _audited(task: Card, wanted: Primary, records: Sequence[Record]) -> Audit | None:
     """The primary comparison of a card in this protocol; of several with other teachers the one with most runs."""
-    mine = [
-        record
-        for record in records
-        if (record.task, record.scale, record.protocol) == (task.name, wanted.scale, PROTOCOL)
-        and isinstance(student := record.config["student"], dict)
-        and all(student.get(name) == value for name, value in wanted.student.items())
+    mine = [record for record in records if (record.task, record.protocol) == (task.name, PROTOCOL)]
+    students = {record.group: record.config["student"] for record in mine}
+    fit = [
+        one
+        for one in audit(mine)
+        if wanted.asks_for(one.comparison.scale, students[one.comparison.group], one.comparison.settings)
     ]
-    fit = [one for one in audit(mine) if set(one.comparison.settings) <= set(wanted.settings)]
     return max(fit, key=lambda one: sum(row.n for row in one.comparison.rows), default=None)
 
 

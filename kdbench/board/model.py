@@ -13,7 +13,8 @@ from kdbench.board import safe
 from kdbench.plan.cards import Card, card, task_paths
 from kdbench.results.audit import Audit, audited
 from kdbench.results.compare import Comparison, Row, compare
-from kdbench.results.record import Record
+from kdbench.results.headline import card_of
+from kdbench.results.record import PROTOCOL, Record
 
 SCALES = ("tiny", "small", "full")
 
@@ -44,11 +45,13 @@ class View:
     others: Mapping[str, Mapping[str, float]]
     audit: Audit | None
     """Whether the comparison is sound; None for one without a method."""
+    primary: bool
+    """Whether it is the one that the task's card stands for."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that has records: its comparisons, the one with most records first."""
+    """A task that has records: its comparisons, the card's primary one first, then those with most records."""
 
     name: str
     slug: str
@@ -60,7 +63,7 @@ class Task:
 
     @property
     def headline(self) -> View:
-        """The comparison with most records."""
+        """The comparison that the card stands for, else the one with most records."""
         return self.views[0]
 
 
@@ -77,6 +80,8 @@ def task_of(records: Sequence[Record]) -> Task:
         groups[record.group].append(record)
     runs = {record.config_hash: record for record in ordered}
     views: list[View] = []
+    known = card_of(ordered[0].task, ordered[0].family)
+    primary = known.primary if known else None
     for group, members in groups.items():
         failures = tuple(
             Run(r.config_hash[:16], r.seed, r.method, True)
@@ -87,9 +92,10 @@ def task_of(records: Sequence[Record]) -> Task:
             count = sum(row.n + row.failed for row in comparison.rows if row.method != "teacher")
             student = comparison.student or _options(members[0].config["student"])
             label = safe.identifier(student or "student", comparison.scale, group[:8])
-            views.append(
-                View(label, comparison, student, count, failures, _others(comparison, runs), audited(comparison, runs))
-            )
+            judged, more = audited(comparison, runs), _others(comparison, runs)
+            about = comparison.scale, members[0].config["student"], comparison.settings
+            stands = primary is not None and members[0].protocol == PROTOCOL and primary.asks_for(*about)
+            views.append(View(label, comparison, student, count, failures, more, judged, stands))
     views.sort(key=_rank)
     named = Counter[str]()
     for place, view in enumerate(views):
@@ -109,10 +115,11 @@ def _options(student: JsonValue) -> str | None:
     return ", ".join(f"{key}={value}" for key, value in student.items()) or None
 
 
-def _rank(view: View) -> tuple[int, bool, int, str, str]:
-    """Most records first; of as many, measured before generated data, then the larger scale."""
+def _rank(view: View) -> tuple[bool, int, bool, int, str, str]:
+    """The card's primary comparison, most records, measured before generated data, the larger scale."""
     one = view.comparison
-    return -view.records, bool(one.generated), -SCALES.index(one.scale), view.id, one.teacher or ""
+    generated, scale = bool(one.generated), -SCALES.index(one.scale)
+    return not view.primary, -view.records, generated, scale, view.id, one.teacher or ""
 
 
 def _others(comparison: Comparison, runs: Mapping[str, Record]) -> dict[str, dict[str, float]]:

@@ -23,7 +23,8 @@ def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
     own = {family: [task for task in tasks if task.family == family] for family in families}
     made = claims(tasks)
     sentences = {
-        family: _sentence([one for one in made if one.comparison.family == family], len(made)) for family in families
+        family: _sentence([one for one in made if one.comparison.family == family], len(made), own[family])
+        for family in families
     }
     pages_of = {
         "about.html": pages.page("about.html", 0, "About", families),
@@ -57,7 +58,7 @@ def _index(tasks: Sequence[Task], own: Mapping[str, list[Task]], sentences: Mapp
         }
         for family, members in own.items()
     ]
-    caption = "Every method on every task, in the task's comparison with most records"
+    caption = "Every method on every task, in the comparison that the task stands for"
     return pages.page(
         "index.html",
         depth=0,
@@ -80,7 +81,7 @@ class Claim(NamedTuple):
 
 
 def claims(tasks: Sequence[Task]) -> list[Claim]:
-    """Every contrast of ``kd`` and the methods with ``alone`` and ``kd`` in the tasks' headline comparisons.
+    """Every contrast of ``kd`` and the methods with ``alone`` and ``kd`` in the tasks' sound headline comparisons.
 
     Benjamini and Hochberg's correction runs over all of them, for a reader looks through all of them for the ones that
     are true.
@@ -88,6 +89,7 @@ def claims(tasks: Sequence[Task]) -> list[Claim]:
     listed = [
         (task.name, task.headline.comparison, delta)
         for task in tasks
+        if sound(task)
         for row in tables.judged_rows(task.headline.comparison)
         for delta in (row.delta_alone, row.delta_kd)
         if delta is not None
@@ -96,15 +98,24 @@ def claims(tasks: Sequence[Task]) -> list[Claim]:
     return [Claim(*one, None if one[2].flat else q) for one, q in zip(listed, adjusted, strict=True)]
 
 
-def _sentence(made: Sequence[Claim], whole: int) -> str:
-    """How many of these claims hold, of ``whole`` on the board."""
+def sound(task: Task) -> bool:
+    """Whether an audit passes the task's headline comparison, or its card says why it need not."""
+    return task.headline.audit is not None and task.headline.audit.state != "unsound"
+
+
+def _sentence(made: Sequence[Claim], whole: int, tasks: Sequence[Task]) -> str:
+    """How many of these claims about ``tasks`` hold, of ``whole`` on the board, and which tasks have none."""
     states = [cells.delta_cell(one.delta, one.q, one.comparison).state if one.q is not None else "" for one in made]
     results = [f"{states.count(state)} {state}" for state in ("better", "worse")]
     results.append(f"{states.count('unclear')} not distinguishable")
     untested = f", {states.count('')} without a test" if states.count("") else ""
+    unsound = ", ".join(safe.name(task.name) for task in tasks if not sound(task))
+    left_out = f"Not counted, for an audit finds them unsound: {unsound}." if unsound else ""
+    if not states:
+        return left_out
     what = f"Of {len(states)} differences of kd and methods to the student alone and to kd"
     how = f"Benjamini–Hochberg over all {whole} of the board"
-    return f"{what}: {', '.join(results)}{untested} ({how})."
+    return f"{what}: {', '.join(results)}{untested} ({how}). {left_out}".rstrip()
 
 
 def _family(family: str, tasks: Sequence[Task], families: Sequence[str], sentence: str) -> str:
@@ -120,7 +131,7 @@ def _family(family: str, tasks: Sequence[Task], families: Sequence[str], sentenc
         for name in _methods_of(family, tasks)
         for info in [installed_method(family, name)]
     ]
-    caption = "Every method on every task of the family, in the task's comparison with most records"
+    caption = "Every method on every task of the family, in the comparison that the task stands for"
     return pages.page(
         "family.html",
         depth=1,

@@ -155,7 +155,7 @@ def result_cells(row: Row, comparison: Comparison) -> tuple[Cell, ...]:
 
 
 def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, families: bool = True) -> Table:
-    """One row for each method of every task, from the task's comparison with most records; ``families`` are named."""
+    """One row for each method of every task, from the comparison that the task stands for; ``families`` are named."""
     first = 0 if families else 1
     kind = Column("kind", "kind", "text", facet=True, hidden=True)
     columns = (Column("arm", "method", "text", facet=True), kind, *CONTEXT[first:], *RESULTS)

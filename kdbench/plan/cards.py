@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -67,6 +67,13 @@ class Primary:
     """Its protocol: the settings ``section.option=value`` that its runs have beside the scale's."""
     margin: Annotated[float, Gt(0)] | None = None
     """The difference of two arms that is none in practice, in the metric's values: 0.01 of a share is a point."""
+
+    def asks_for(self, scale: str, student: object, settings: Iterable[str]) -> bool:
+        """Whether it is the comparison of runs of this scale, these options of the student and these settings."""
+        if scale != self.scale or not isinstance(student, Mapping):
+            return False
+        others = {word for word in settings if not word.startswith("student.")}
+        return others == set(self.settings) and all(student.get(key) == value for key, value in self.student.items())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kdbench.board import docstrings, figures, tables
+from kdbench.board import docstrings, figures, overview, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
 from kdbench.hashing import canonical_json
@@ -124,13 +124,22 @@ def test_a_page_names_what_mixes_its_arms_and_calls_no_flat_difference_a_result(
     cells = next(iter(page.found.values()))["kd"]
     assert cells["delta_alone"]["text"] == "+6.67 (no spread)" and cells["p_alone"]["text"] == "–"
     assert not {"better", "worse"} & set(str(cells["delta_alone"]["class"]).split())
-    overview = Tables(tmp_path / "site" / "index.html").text
-    assert (
-        "0 better, 0 worse, 0 not distinguishable, 1 without a test (Benjamini–Hochberg over all 1 of the board)"
-        in overview
-    )
+    index = Tables(tmp_path / "site" / "index.html").text
+    assert "Not counted, for an audit finds them unsound: imagined." in index
     (row, *_) = csv.DictReader((tmp_path / "site" / "data" / "results.csv").read_text().splitlines())
     assert (row["metric"], row["best"]) == ("accuracy", "largest")
+
+
+def test_only_claims_of_sound_comparisons_are_counted(board: Callable[..., list[Record]]) -> None:
+    task = task_of(board())
+    (first,) = task.views
+    assert first.audit is not None and first.audit.state == "unsound" and overview.claims([task]) == []
+    excused = tuple(replace(one, excuse="an imagined task") for one in first.audit.verdicts)
+    passed = replace(task, views=(replace(first, audit=replace(first.audit, verdicts=excused)),))
+    assert {one.comparison for one in overview.claims([passed])} == {first.comparison}
+    sentence = overview._sentence(overview.claims([passed]), 3, [passed, task])
+    assert sentence.startswith("Of 3 differences of kd and methods") and "all 3 of the board" in sentence
+    assert sentence.endswith("Not counted, for an audit finds them unsound: imagined.")
 
 
 def test_what_was_not_measured_is_missing_and_never_zero(failing: Path) -> None:
