@@ -136,11 +136,12 @@ def gap_cell(row: Row) -> Cell:
 
 
 def cost_cells(row: Row) -> tuple[Cell, ...]:
-    """Parameters, FLOPs, latency, training time, stages' time and peak memory."""
+    """Parameters, FLOPs, latency, time of a step and of training, stages' time and peak memory."""
     return (
         figure(row.parameters, shown(row.parameters, count)),
         figure(row.flops, shown(row.flops, count)),
         figure(row.latency_ms, shown(row.latency_ms, lambda value: fixed(value, 2))),
+        figure(row.step_ms, shown(row.step_ms, lambda value: fixed(value, 2))),
         figure(row.train_seconds, shown(row.train_seconds, lambda value: fixed(value, 1))),
         figure(row.stage_seconds, shown(row.stage_seconds, lambda value: fixed(value, 1))),
         figure(row.peak_memory_bytes, shown(row.peak_memory_bytes, lambda value: fixed(value / 1e6, 0))),
@@ -155,11 +156,22 @@ def shown(value: float | None, write: Callable[[float], str]) -> str | None:
 
 COSTS = (
     Column("parameters", "parameters", help="parameters of the deployed student"),
-    Column("flops", "FLOPs", hidden=True, help="floating-point operations of one forward pass"),
-    Column("latency_ms", "latency ms", help="median time of one forward pass"),
-    Column("train_seconds", "train s", help="wall time of the student's training"),
+    Column(
+        "flops",
+        "FLOPs",
+        hidden=True,
+        help="operations of a forward pass: of one example, in protocol 1 of a batch",
+    ),
+    Column("latency_ms", "latency ms", help="median time of a forward pass: of one example, in protocol 1 of a batch"),
+    Column("step_ms", "step ms", hidden=True, help="median time of a training step"),
+    Column("train_seconds", "train s", help="time of the student's training steps; in protocol 1 its wall time"),
     Column("stage_seconds", "stages s", help="wall time of the method's other stages"),
-    Column("peak_memory_bytes", "peak MB", hidden=True, help="peak memory of the training"),
+    Column(
+        "peak_memory_bytes",
+        "peak MB",
+        hidden=True,
+        help="memory of training beyond the libraries; in protocol 1 all",
+    ),
 )
 
 

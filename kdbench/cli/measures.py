@@ -33,21 +33,23 @@ def measure(
     """Measure what each arm costs: forward passes of the deployed student, training steps, operations, memory.
 
     Rounds go through all arms in turn, at the card's primary setting; shown are the median of the rounds and their
-    range. Stages that the arms need, such as a teacher, are taken from the folder of runs or done first. Memory is what
-    training takes beyond the libraries, in a process of its own.
+    range. Stages that the arms need, such as a teacher, are taken from the folder of runs or done first: their seconds
+    are told only where all of an arm's were done now, so give a new folder by --runs. Memory is what training takes
+    beyond the libraries, in a process of its own.
 
     \b
     kdbench measure graph_classification/nci1
     kdbench measure gnn/cora_text student.name=gat method=alone,kd
     kdbench measure graph_classification/nci1 -o leaderboard/measurements
     """
-    from kdbench.launch import measure as measuring
     from kdbench.launch import tuning
     from kdbench.plan import cards
     from kdbench.results.measured import dumps, path_of
 
     arms = tuning.bases(task, overrides, primary_words(cards.card(task)))
-    found = measuring.measurement([arm for _, arm in arms], runs, rounds, busy, lambda text: click.echo(text, err=True))
+    from kdbench.engine.measuring import measurement
+
+    found = measurement([arm for _, arm in arms], runs, rounds, busy, lambda text: click.echo(text, err=True))
     student = arms[0][0].partition("/")[2]
     path = path_of(output or runs / "measurements", found.task, student)
     write_atomic(path, dumps(found))
@@ -66,12 +68,22 @@ def _table(found: Measurement) -> Table:
     about = " ".join([found.task, found.scale, *([f"student.name={found.student}"] if found.student else [])])
     load = f"load {found.load.start:.1f} to {found.load.end:.1f}" if found.load else "load not known"
     title = f"{about} {' '.join(found.settings)}: {found.hardware.threads} thread, {load}"
-    heads = ("arm", "parameters", "kFLOPs/example", "forward of 1, ms", "of a batch, ms", "step, ms", "memory, MB")
+    heads = (
+        "arm",
+        "parameters",
+        "kFLOPs/example",
+        "forward of 1, ms",
+        "of a batch, ms",
+        "step, ms",
+        "stages, s",
+        "memory, MB",
+    )
     table = Table(*heads, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for arm in found.arms:
-        times = (_range(times) for times in (arm.forward_one, arm.forward_batch, arm.step))
+        ranges = map(_range, (arm.forward_one, arm.forward_batch, arm.step))
+        stages = "—" if arm.stage_seconds is None else f"{arm.stage_seconds:.1f}"
         memory = "—" if arm.memory_bytes is None else f"{arm.memory_bytes / 1e6:.0f}"
-        table.add_row(arm.method, f"{arm.parameters:,}", f"{arm.flops_per_example / 1e3:,.1f}", *times, memory)
+        table.add_row(arm.method, f"{arm.parameters:,}", f"{arm.flops_per_example / 1e3:,.1f}", *ranges, stages, memory)
     return table
 
 

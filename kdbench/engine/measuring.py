@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from kdbench.engine.runner import Session, Silent, load_method
 from kdbench.errors import UsageError
 from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, expand, run_folder
+from kdbench.plan.family import require_extra
+from kdbench.results.measured import BUSY, Measurement, seal
+from kdbench.results.record import group_of
 
 WARM_UP, FEWEST, MOST, SECONDS = 3, 3, 30, 1.0
 """Of a round's forward passes and steps: those that are not timed, and how many are: until a second is over."""
@@ -167,6 +171,56 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def measurement(
+    configs: Sequence[RunConfig], root: Path, rounds: int, busy: bool, say: Callable[[str], None]
+) -> Measurement:
+    """The costs of these arms, of one group.
+
+    Raises :class:`UsageError` where other processes are at work, unless the machine may be ``busy``.
+    """
+    first = configs[0]
+    if len({group_of(config.to_json()) for config in configs}) > 1:
+        raise UsageError("Arms of one student and one setting are measured at a time.")
+    started, before = datetime.now(UTC), costs.load()
+    at_work = before is not None and before > BUSY
+    if at_work:
+        told = f"Other processes are at work (load {before:.1f}, of {BUSY} at most)"
+        if not busy:
+            raise UsageError(f"{told}: times would be too long. Wait until they end; --busy measures and says so.")
+        say(f"{told}: times are too long.")
+    require_extra(first.family)
+    hardware, taken = measure(configs, root, rounds, say)
+    return seal(
+        {
+            "task": first.task,
+            "scale": first.scale,
+            "student": getattr(first.student, "name", None),
+            "settings": [word for word in first.overrides if not word.startswith("student.name=")],
+            "group": group_of(first.to_json()),
+            "seed": first.seed,
+            "versions": costs.versions(),
+            "git": costs.git_state(),
+            "hardware": hardware,
+            "load": None if before is None else {"start": before, "end": costs.load()},
+            "busy": at_work,
+            "started": started,
+            "finished": datetime.now(UTC),
+            "arms": [_arm(config, found) for config, found in zip(configs, taken, strict=True)],
+        }
+    )
+
+
+def _arm(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
+    times = {"forward_one": found.pop("one"), "forward_batch": found.pop("batch"), "step": found.pop("step")}
+    method = config.to_json()["method"]
+    return {
+        "method": method.pop("name"),
+        "hyperparameters": method,
+        **found,
+        **{name: {"rounds": values} if values else None for name, values in times.items()},
+    }
+
+
 def measure(
     configs: Sequence[RunConfig], root: Path, rounds: int, say: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -175,10 +229,11 @@ def measure(
     Stages that the arms need and ``root`` lacks are done first.
     """
     with processor_threads(configs[0].trainer.threads):
-        benches = []
+        benches, done, stages = list[Bench](), set[str](), list[float | None]()
         for config in configs:
             say(f"{config.method}: stages")
             benches.append(Bench(config, root))
+            stages.append(_stage_seconds(benches[-1], done))
         taken: list[list[dict[str, Any]]] = [[] for _ in benches]
         for number in range(rounds):
             pairs = list(zip(benches, taken, strict=True))
@@ -188,9 +243,20 @@ def measure(
         facts, hardware = [bench.facts() for bench in benches], costs.hardware(benches[0].device)
     memory = [_in_a_process(config, root) for config in configs]
     return hardware, [
-        {**counted, **{part: _rounds(times, part) for part in ("one", "batch", "step")}, "memory_bytes": peak}
-        for counted, times, peak in zip(facts, taken, memory, strict=True)
+        {**counted, "stage_seconds": seconds, **_by_part(times), "memory_bytes": peak}
+        for counted, seconds, times, peak in zip(facts, stages, taken, memory, strict=True)
     ]
+
+
+def _stage_seconds(bench: Bench, done: set[str]) -> float | None:
+    """Wall time of the arm's stages; None unless all are among those ``done`` by now, to which its own are added."""
+    results = bench.session.store.results.values()
+    done |= {result.key for result in results if not result.reused}
+    return sum(result.seconds for result in results) if all(result.key in done for result in results) else None
+
+
+def _by_part(times: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    return {part: _rounds(times, part) for part in ("one", "batch", "step")}
 
 
 def _rounds(times: Sequence[dict[str, list[float]]], part: str) -> list[float]:

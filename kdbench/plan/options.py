@@ -80,10 +80,16 @@ class Trainer:
     """Gradient norm bound; 0 for none."""
     check_val_every_n_epoch: Annotated[int, Gt(0)] = 1
     """Epochs between validations; the best validation chooses the weights."""
+    restarts: Annotated[int, Ge(0), LATER] = 0
+    """Times that a student which has collapsed on the validation data is trained anew from another initialisation."""
     checkpoint_every_n_epochs: Annotated[int, Gt(0)] = 25
     """Epochs between the checkpoints that a killed run goes on from."""
     checkpoint_every_n_steps: Annotated[Annotated[int, Gt(0)] | None, LATER] = None
     """Optimiser steps between further checkpoints, in the middle of a long epoch; a run told to stop stops there."""
+
+    def __post_init__(self) -> None:
+        if self.restarts and self.processes > 1:
+            raise ValueError("restarts takes one process")
 
     @property
     def processes(self) -> int:
@@ -92,7 +98,7 @@ class Trainer:
 
     def in_one_process(self) -> Trainer:
         """The same for a stage: one process of a run does it while the others wait for its result."""
-        return replace(self, devices=1, num_nodes=1, strategy="auto", max_steps=None)
+        return replace(self, devices=1, num_nodes=1, strategy="auto", max_steps=None, restarts=0)
 
 
 UNCHANGING = {
@@ -268,7 +274,7 @@ class OptionError(UsageError):
 
 
 def check_sections(types: Mapping[str, type], sections: Any) -> None:
-    """Check a card's option sections one value at a time, so that a fault names its field."""
+    """Check a card's option sections, each by itself; a fault names its field."""
     if not isinstance(sections, Mapping):
         raise OptionError("", "a scale, like the defaults, is a mapping of sections.")
     for section, values in sections.items():
@@ -276,6 +282,5 @@ def check_sections(types: Mapping[str, type], sections: Any) -> None:
             raise OptionError(str(section), str(unknown("section", str(section), types)))
         if not isinstance(values, Mapping):
             raise OptionError(section, "a section is a mapping of options.")
-        for key, value in values.items():
-            if not (isinstance(value, str) and "${" in value):
-                build(types[section], {key: value}, section)
+        plain_values = {key: value for key, value in values.items() if not (isinstance(value, str) and "${" in value)}
+        build(types[section], plain_values, section)

@@ -16,6 +16,7 @@ from kdbench.plan.metrics import Mode
 from kdbench.results.arms import Arm, Kind, arms_of, baseline, collapsed, kinds_of
 from kdbench.results.contrasts import Against, Contrast, all_pairs, contrasts, mean
 from kdbench.results.headline import Headline, headline
+from kdbench.results.measured import of_record
 from kdbench.results.mixtures import Mixture, mixtures
 from kdbench.results.ranks import letters
 from kdbench.results.record import Record
@@ -76,6 +77,7 @@ class Row:
     parameters: float | None = None
     flops: float | None = None
     latency_ms: float | None = None
+    step_ms: float | None = None
     train_seconds: float | None = None
     stage_seconds: float | None = None
     peak_memory_bytes: float | None = None
@@ -296,9 +298,36 @@ def _agreement(arm: Arm, teachers: Mapping[int, Record]) -> float | None:
 
 
 def _costs(arm: Arm) -> dict[str, Any]:
+    """What the arm costs: by the records of protocol 1, later by the measurement of the arm alone, as far as it goes.
+
+    Training takes a measured step as often as the runs stepped.
+    """
+    first = next(iter(arm.runs.values()), None)
+    if first is not None and first.protocol > 1:
+        return _measured(arm, first)
     costs = [run.costs for run in arm.runs.values() if run.costs]
     known = {name: [v for cost in costs if (v := getattr(cost, name)) is not None] for name in COSTS}
     return {name: average(values) if values else None for name, values in known.items()}
+
+
+def _measured(arm: Arm, first: Record) -> dict[str, Any]:
+    parameters = {"parameters": float(first.costs.parameters)} if first.costs else {}
+    measured = of_record(first)
+    if measured is None:
+        return parameters
+    trainer = first.config["trainer"]
+    gathered = trainer.get("accumulate_grad_batches") if isinstance(trainer, dict) else None
+    steps = average([run.steps or 0 for run in arm.runs.values()])
+    step = measured.step.median if measured.step else None
+    return {
+        **parameters,
+        "flops": measured.flops_per_example,
+        "latency_ms": measured.forward_one.median,
+        "step_ms": step,
+        "train_seconds": 1e-3 * (step or 0.0) * steps * (gathered if isinstance(gathered, int) else 1),
+        "stage_seconds": measured.stage_seconds,
+        "peak_memory_bytes": measured.memory_bytes,
+    }
 
 
 def _letters(arms: Sequence[Arm], mode: Mode | None) -> list[str]:

@@ -59,6 +59,9 @@ class Arm(_Part):
     forward_one: Times = Field(description="a forward pass of the deployed student for one example")
     forward_batch: Times = Field(description="the same for the task's batch")
     step: Times | None = Field(description="a training step on the task's batch; null for an arm that trains nothing")
+    stage_seconds: Seconds | None = Field(
+        description="wall time of the arm's stages, teacher included; null where some were done before"
+    )
     memory_bytes: Count | None = Field(description="what training takes beyond libraries; null where not known")
 
     @property
@@ -129,13 +132,22 @@ def path_of(folder: Path, task: str, student: str = "") -> Path:
 
 
 def of_record(record: Record) -> Arm | None:
-    """The published costs of a record's arm; None where they were not measured, or for a control of a teacher."""
+    """The costs of a record's arm, as published or as they lie in the folder of its run.
+
+    None where they were not measured, and for a control of a teacher.
+    """
     method = record.config.get("method")
     if record.control != "none" or not isinstance(method, dict):
         return None
     own = {name: value for name, value in method.items() if name != "name"}
-    arms = _of_group(published(), record.task).get(record.group, ())
+    arms = [arm for folder in _folders(record) for arm in _of_group(folder, record.task).get(record.group, ())]
     return next((arm for arm in arms if arm.method == record.method and arm.hyperparameters == own), None)
+
+
+def _folders(record: Record) -> list[Path]:
+    """Where a record's measurement may lie: among the published ones, and in the folder of runs."""
+    above = list(record.path.parents) if record.path and record.path.name == "record.json" else []
+    return [published(), *(root / "measurements" for root in above[3 + record.task.count("/") :][:1])]
 
 
 @functools.lru_cache(1024)

@@ -123,7 +123,7 @@ def _meaning(deltas: Sequence[Estimate], splits: int | None) -> list[str]:
     if not over:
         return []
     notes = [
-        f"± : 95 % over {' or '.join(over)}; brackets: 95 % for all tests of a family at once (kd, methods, ablations, "
+        f"±: 95 % over {' or '.join(over)}; brackets: 95 % for all tests of a family at once (kd, methods, ablations, "
         "controls), p: Holm-adjusted within it"
     ]
     if any("items" not in one for one in over):

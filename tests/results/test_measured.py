@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from kdbench import hashing
 from kdbench.errors import DataError
 from kdbench.results import measured
+from kdbench.results.compare import compare
 from kdbench.results.measured import Times, dumps, of_record, path_of, read, seal
 from kdbench.results.record import Record
 
@@ -30,7 +32,8 @@ def fields(record: Record) -> dict[str, Any]:
         "flops": 1000,
         "forward_one": {"rounds": [1.0, 3.0, 2.0]},
         "forward_batch": {"rounds": [4.0]},
-        "step": None,
+        "step": {"rounds": [20.0]},
+        "stage_seconds": None,
         "memory_bytes": 5,
     }
     return {
@@ -65,7 +68,7 @@ def test_a_measurement_is_read_back_and_a_changed_one_is_refused(make: Any, tmp_
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"m\.json: digest: "):
         read(path)
-    content["arms"][0]["step"] = {"rounds": []}
+    content["arms"][0]["step"]["rounds"] = []
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"m\.json: arms\.0\.step\.rounds: "):
         read(path)
@@ -81,3 +84,33 @@ def test_a_record_finds_the_costs_of_its_own_arm(make: Any, tmp_path: Path, monk
     assert arm is not None and arm.forward_one.median == 2.0
     assert of_record(make("alone", 3)) is None
     assert of_record(make("kd", 3, control="shuffled_teacher")) is None
+
+
+def test_a_measurement_beside_the_runs_serves_them(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "published", lambda: tmp_path / "nothing")
+    kd = make("kd", 3)
+    path = path_of(tmp_path / "measurements", kd.task)
+    path.parent.mkdir(parents=True)
+    path.write_text(dumps(seal(fields(kd))))
+    assert of_record(kd) is None
+    assert of_record(kd.at(tmp_path / kd.task / "kd" / "0123" / "record.json")) is not None
+    assert of_record(kd.at(tmp_path / "kd.json")) is None
+
+
+def test_a_table_of_protocol_2_takes_costs_from_a_measurement_alone(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "published", lambda: tmp_path)
+    now = {"schema_version": 4, "protocol": 2, "steps": 50, "code": {"sha256": hashing.digest({}), "files": {}}}
+    runs = [make("kd", seed, **now, reports={}) for seed in (0, 1)]
+    (row,) = [row for row in compare(runs)[0].rows if row.method == "kd"]
+    assert row.parameters and (row.flops, row.latency_ms, row.train_seconds, row.peak_memory_bytes) == (None,) * 4
+    path = path_of(tmp_path, runs[0].task, "gcn")
+    path.parent.mkdir(parents=True)
+    path.write_text(dumps(seal(fields(runs[0]))))
+    measured._of_group.cache_clear()
+    (row,) = [row for row in compare(runs)[0].rows if row.method == "kd"]
+    assert (row.flops, row.latency_ms, row.step_ms, row.train_seconds) == (250, 2.0, 20.0, 1.0)
+    assert row.peak_memory_bytes == 5 and row.stage_seconds is None
+    (old,) = [row for row in compare([make("kd", 0)])[0].rows if row.method == "kd"]
+    assert old.latency_ms not in (None, 2.0)
