@@ -14,3 +14,8 @@ def axis(seed: int, name: str, *more: int) -> int:
     """
     text = ":".join(map(str, (name, seed, *more)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def teacher_seed(asked: int | None, seed: int) -> int:
+    """The seed of a teacher's own training: the one that is asked for, or that of the run's stream of teachers."""
+    return axis(seed, "teacher") if asked is None else asked

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kdbench.board import safe
-from kdbench.plan.catalog import installed_method
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.render import LEVEL, MISSING, better, count, fixed, number, p_value, signed
 from kdbench.results.stats import Estimate
@@ -78,7 +77,7 @@ def figure(value: float | None, shown: str | None = None, **more: Any) -> Cell:
 
 def arm_cell(row: Row, family: str, root: str) -> Cell:
     """The arm's name, linked to its method's page."""
-    kind = kind_of(row, family)
+    kind = row.kind
     badges: tuple[Badge, ...] = (Badge("control", kind),) if kind in ("control", "bound", "reference") else ()
     badges += (Badge("failed", f"{row.failed} failed"),) if row.failed else ()
     href = None if row.method == "teacher" else f"{root}method/{safe.slug(family)}--{safe.slug(row.method)}.html"
@@ -137,11 +136,12 @@ def gap_cell(row: Row) -> Cell:
 
 
 def cost_cells(row: Row) -> tuple[Cell, ...]:
-    """Parameters, FLOPs, latency, training time, stages' time and peak memory."""
+    """Parameters, FLOPs, latency, time of a step and of training, stages' time and peak memory."""
     return (
         figure(row.parameters, shown(row.parameters, count)),
         figure(row.flops, shown(row.flops, count)),
         figure(row.latency_ms, shown(row.latency_ms, lambda value: fixed(value, 2))),
+        figure(row.step_ms, shown(row.step_ms, lambda value: fixed(value, 2))),
         figure(row.train_seconds, shown(row.train_seconds, lambda value: fixed(value, 1))),
         figure(row.stage_seconds, shown(row.stage_seconds, lambda value: fixed(value, 1))),
         figure(row.peak_memory_bytes, shown(row.peak_memory_bytes, lambda value: fixed(value / 1e6, 0))),
@@ -156,24 +156,25 @@ def shown(value: float | None, write: Callable[[float], str]) -> str | None:
 
 COSTS = (
     Column("parameters", "parameters", help="parameters of the deployed student"),
-    Column("flops", "FLOPs", hidden=True, help="floating-point operations of one forward pass"),
-    Column("latency_ms", "latency ms", help="median time of one forward pass"),
-    Column("train_seconds", "train s", help="wall time of the student's training"),
+    Column(
+        "flops",
+        "FLOPs",
+        hidden=True,
+        help="operations of a forward pass: of one example, in protocol 1 of a batch",
+    ),
+    Column("latency_ms", "latency ms", help="median time of a forward pass: of one example, in protocol 1 of a batch"),
+    Column("step_ms", "step ms", hidden=True, help="median time of a training step"),
+    Column("train_seconds", "train s", help="time of the student's training steps; in protocol 1 its wall time"),
     Column("stage_seconds", "stages s", help="wall time of the method's other stages"),
-    Column("peak_memory_bytes", "peak MB", hidden=True, help="peak memory of the training"),
+    Column(
+        "peak_memory_bytes",
+        "peak MB",
+        hidden=True,
+        help="memory of training beyond the libraries; in protocol 1 all",
+    ),
 )
 
 
 def score_title(metric: str | None, unit: str) -> str:
     """What the column of scores is called."""
     return " ".join([safe.name(metric) if metric else "score", *([safe.name(unit)] if unit else [])])
-
-
-def kind_of(row: Row, family: str) -> str:
-    """Whether a row is the teacher, a baseline, a method, a control, a bound or a reference."""
-    if row.control != "none":
-        return "control"
-    if row.method in ("teacher", "alone", "kd"):
-        return "teacher" if row.method == "teacher" else "baseline"
-    info = installed_method(family, row.method)
-    return info.role if info else "method"

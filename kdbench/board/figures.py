@@ -16,7 +16,7 @@ from kdbench.plan.metrics import PERCENT
 from kdbench.results.compare import Comparison, Row
 from kdbench.results.ranks import critical_difference
 from kdbench.results.record import Record
-from kdbench.results.render import better, p_value
+from kdbench.results.render import better, fixed, p_value
 
 ROWS = 60
 """Rows of a plot that a reader can still follow."""
@@ -82,7 +82,12 @@ def of_comparison(view: View) -> list[Drawn]:
                 groups.append(f"minus {safe.name(str(baseline))}")
     if differences:
         svg = plots.intervals(differences, "Paired differences", f"difference of {score}", groups=groups)
-        drawn.append(Drawn(Markup(svg), "Paired differences over seeds with 95 % intervals; p adjusted by Holm."))
+        drawn.append(
+            Drawn(
+                Markup(svg),
+                "Paired differences with intervals that hold for all tests of a family at once; p adjusted by Holm.",
+            )
+        )
     seeds = [plots.Series(safe.name(r.label), kinds(r), tuple(s * factor for s in r.scores)) for r in rows if r.scores]
     if any(len(series.values) > 1 for series in seeds):
         svg = plots.dots(seeds, "Scores of every seed", score)
@@ -182,7 +187,11 @@ class Ranks(NamedTuple):
 
 
 def ranks(tasks: Sequence[Task]) -> Ranks:
-    """Mean ranks of the methods over the tasks that share them, one comparison of each task."""
+    """Mean ranks of the methods over the tasks that share them, one comparison of each task.
+
+    Drawn only where the critical difference is at most half of the largest difference of ranks, from about ten tasks
+    on: with fewer, a diagram joins all methods by one bar, however they differ.
+    """
     scores: dict[str, dict[str, float]] = {}
     for task in tasks:
         one = task.headline.comparison
@@ -195,6 +204,10 @@ def ranks(tasks: Sequence[Task]) -> Ranks:
         reason = f"No critical-difference diagram: it needs {FEWEST} tasks that share {FEWEST} methods, "
         return Ranks([], reason + f"and {len(chosen)} of the {len(tasks)} here share {len(names)}.")
     ranking = critical_difference({name: [scores[task][name] for task in chosen] for name in names})
+    if ranking.cd > (len(names) - 1) / 2:
+        reason = f"No critical-difference diagram: over {len(chosen)} tasks, ranks of {len(names)} methods differ from "
+        reason += f"{fixed(ranking.cd, 2)} on alone, more than half of the {len(names) - 1} that they can differ by."
+        return Ranks([], reason)
     test = "" if ranking.p is None else f" (Friedman test of no difference at all: p {p_value(ranking.p)})"
     svg = plots.critical_difference_diagram(
         {safe.name(name): rank for name, rank in ranking.ranks.items()}, ranking.cd, "Mean ranks"

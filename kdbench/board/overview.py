@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbench import describe
 from kdbench.board import cells, docstrings, export, figures, pages, safe, tables
@@ -12,16 +12,25 @@ from kdbench.board.model import Task, installed_card
 from kdbench.board.task_page import context, put
 from kdbench.plan import cards
 from kdbench.plan.catalog import installed_method, methods
-from kdbench.results.compare import Comparison, Row
+from kdbench.results.claims import benjamini_hochberg
+from kdbench.results.compare import Comparison
+from kdbench.results.stats import Estimate, raw_p
 
 
 def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
     """Write ``index.html``, ``about.html``, ``family/…``, ``method/…`` and ``data/results.*``; the number of pages."""
     families = sorted({task.family for task in tasks})
     own = {family: [task for task in tasks if task.family == family] for family in families}
-    pages_of = {"about.html": pages.page("about.html", 0, "About", families), "index.html": _index(tasks, own)}
+    made = claims(tasks)
+    sentences = {
+        family: _sentence([one for one in made if one.comparison.family == family], len(made)) for family in families
+    }
+    pages_of = {
+        "about.html": pages.page("about.html", 0, "About", families),
+        "index.html": _index(tasks, own, sentences),
+    }
     for family, members in own.items():
-        pages_of[f"family/{safe.slug(family)}.html"] = _family(family, members, families)
+        pages_of[f"family/{safe.slug(family)}.html"] = _family(family, members, families, sentences[family])
         for method in _methods_of(family, members):
             name = f"method/{safe.slug(family)}--{safe.slug(method)}.html"
             pages_of[name] = _method(family, method, members, families)
@@ -35,7 +44,7 @@ def write_overviews(tasks: Sequence[Task], folder: Path) -> int:
     return len(pages_of)
 
 
-def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
+def _index(tasks: Sequence[Task], own: Mapping[str, list[Task]], sentences: Mapping[str, str]) -> str:
     names = {(task.family, method) for task in tasks for method in task.methods}
     counts = {"records": f"{sum(task.records for task in tasks):,}", "methods": len(names), "tasks": len(tasks)}
     summaries = [
@@ -43,7 +52,7 @@ def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
             "id": safe.identifier(family),
             "name": family,
             "tasks": members,
-            "sentence": _sentence(members),
+            "sentence": sentences[family],
             "figures": figures.gaps(members, ""),
         }
         for family, members in own.items()
@@ -61,29 +70,44 @@ def _index(tasks: Sequence[Task], own: dict[str, list[Task]]) -> str:
     )
 
 
-def _sentence(tasks: Sequence[Task]) -> str:
-    """How many results of ``kd`` and methods differ from ``alone``, and how."""
-    states = [
-        cells.delta_cell(row.delta_alone, row.p_alone, comparison).state if row.p_alone is not None else ""
-        for comparison, row in _results(tasks)
+class Claim(NamedTuple):
+    """A declared contrast of ``kd`` or a method in a headline comparison; ``q`` is its p adjusted over the board."""
+
+    task: str
+    comparison: Comparison
+    delta: Estimate
+    q: float | None
+
+
+def claims(tasks: Sequence[Task]) -> list[Claim]:
+    """Every contrast of ``kd`` and the methods with ``alone`` and ``kd`` in the tasks' headline comparisons.
+
+    Benjamini and Hochberg's correction runs over all of them, for a reader looks through all of them for the ones that
+    are true.
+    """
+    listed = [
+        (task.name, task.headline.comparison, delta)
+        for task in tasks
+        for row in tables.judged_rows(task.headline.comparison)
+        for delta in (row.delta_alone, row.delta_kd)
+        if delta is not None
     ]
-    counts = [
-        f"{states.count('better')} better than the student alone",
-        f"{states.count('worse')} worse",
-        f"{states.count('unclear')} not distinguishable",
-    ]
+    adjusted = benjamini_hochberg([raw_p(delta) for *_, delta in listed])
+    return [Claim(*one, None if one[2].flat else q) for one, q in zip(listed, adjusted, strict=True)]
+
+
+def _sentence(made: Sequence[Claim], whole: int) -> str:
+    """How many of these claims hold, of ``whole`` on the board."""
+    states = [cells.delta_cell(one.delta, one.q, one.comparison).state if one.q is not None else "" for one in made]
+    results = [f"{states.count(state)} {state}" for state in ("better", "worse")]
+    results.append(f"{states.count('unclear')} not distinguishable")
     untested = f", {states.count('')} without a test" if states.count("") else ""
-    how = "paired t tests, Holm within each comparison"
-    return f"Of {len(states)} results of kd and methods: {', '.join(counts)}{untested} ({how})."
+    what = f"Of {len(states)} differences of kd and methods to the student alone and to kd"
+    how = f"Benjamini–Hochberg over all {whole} of the board"
+    return f"{what}: {', '.join(results)}{untested} ({how})."
 
 
-def _results(tasks: Sequence[Task]) -> list[tuple[Comparison, Row]]:
-    """``kd`` and the methods in the headline comparisons."""
-    comparisons = [task.headline.comparison for task in tasks]
-    return [(one, row) for one in comparisons for row in tables.judged_rows(one) if row.method != "alone"]
-
-
-def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
+def _family(family: str, tasks: Sequence[Task], families: Sequence[str], sentence: str) -> str:
     have, ranks = {task.name for task in tasks}, figures.ranks(tasks)
     entries = [
         {"name": task.name, "slug": task.slug, "records": task.records, "title": card.title if card else ""}
@@ -103,7 +127,7 @@ def _family(family: str, tasks: Sequence[Task], families: Sequence[str]) -> str:
         title=safe.name(family.replace("_", " ")),
         families=families,
         family=family,
-        sentence=_sentence(tasks),
+        sentence=sentence,
         tasks=entries,
         waiting=[name for name, card in cards.listed().items() if card.family == family and name not in have],
         methods=listed,

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from kdbench.board import figures, pages, safe
 from kdbench.results import outcomes
+from kdbench.results.measured import Arm, Times, of_record
 from kdbench.results.record import Record, Report, Stage
 from kdbench.results.render import MISSING, count, fixed
 
@@ -189,16 +190,39 @@ def _costs(record: Record) -> Facts:
     costs = record.costs
     if costs is None:
         return []
-    flops, peak = safe.finite(costs.flops), safe.finite(costs.peak_memory_bytes)
-    return [
+    counts = [
         ("parameters of the student", safe.cut(f"{costs.parameters:,}", 80)),
         ("parameters trained", safe.cut(f"{costs.trained_parameters:,}", 80)),
+    ]
+    if record.protocol > 1:
+        return [*counts, *_measured(of_record(record))]
+    flops, peak = safe.finite(costs.flops), safe.finite(costs.peak_memory_bytes)
+    return [
+        *counts,
         ("FLOPs of a forward pass", MISSING if flops is None else count(flops)),
         ("latency of a forward pass", _amount(costs.latency_ms, " ms")),
         ("training", _amount(costs.train_seconds, " s")),
         ("other stages", _amount(costs.stage_seconds, " s")),
         ("peak memory", MISSING if peak is None else _amount(peak / 1e6, " MB", 0)),
     ]
+
+
+def _measured(arm: Arm | None) -> Facts:
+    """What was measured of the run's arm on an idle machine."""
+    if arm is None:
+        return [("times and memory", "not measured")]
+    memory = MISSING if arm.memory_bytes is None else _amount(arm.memory_bytes / 1e6, " MB", 0)
+    return [
+        ("FLOPs of a forward pass, one example", count(arm.flops_per_example)),
+        ("forward pass of one example", _times(arm.forward_one)),
+        (f"forward pass of {arm.examples} examples", _times(arm.forward_batch)),
+        (f"training step on {arm.examples} examples", _times(arm.step) if arm.step else MISSING),
+        ("memory of training beyond the libraries", memory),
+    ]
+
+
+def _times(times: Times) -> str:
+    return f"{fixed(times.median, 2)} ms [{fixed(times.low, 2)}, {fixed(times.high, 2)}]"
 
 
 def _stages(record: Record) -> Facts:

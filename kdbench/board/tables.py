@@ -17,7 +17,6 @@ from kdbench.board.cells import (
     delta_cell,
     figure,
     gap_cell,
-    kind_of,
     p_cell,
     score_cell,
     score_title,
@@ -74,7 +73,7 @@ def comparison_table(view: View, task: Task, root: str = "../") -> Table:
         share = safe.finite(row.agreement)
         cells = (
             arm_cell(row, task.family, root),
-            text(kind_of(row, task.family)),
+            text(row.kind),
             figure(row.n),
             figure(row.failed),
             score_cell(row, comparison.unit),
@@ -164,7 +163,7 @@ def headline_table(tasks: Sequence[Task], name: str, caption: str, root: str, fa
     for task in tasks:
         view = task.headline
         for row in headline_rows(view.comparison):
-            arm = (arm_cell(row, task.family, root), text(kind_of(row, task.family)))
+            arm = (arm_cell(row, task.family, root), text(row.kind))
             cells = (*arm, *context_cells(view, task, root)[first:])
             line = (*cells, *result_cells(row, view.comparison))
             lines.append(Line(safe.key(f"{task.name} {row.label}"), line))
@@ -181,7 +180,7 @@ def headline_rows(comparison: Comparison) -> list[Row]:
 def judged_rows(comparison: Comparison) -> list[Row]:
     """Those headline rows that say what distillation is worth: baselines and methods, but no control and no bound."""
     kinds = ("baseline", "method")
-    return [row for row in headline_rows(comparison) if kind_of(row, comparison.family) in kinds]
+    return [row for row in headline_rows(comparison) if row.kind in kinds]
 
 
 def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
@@ -192,7 +191,7 @@ def method_table(tasks: Sequence[Task], method: str, root: str) -> Table:
         for view, row in rows_of(task, method):
             cells = (
                 arm_cell(row, task.family, root),
-                text(kind_of(row, task.family)),
+                text(row.kind),
                 *context_cells(view, task, root)[1:],
             )
             line = (*cells, *result_cells(row, view.comparison))

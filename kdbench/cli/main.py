@@ -18,6 +18,7 @@ from kdbench import __version__
 from kdbench.board.safe import cut, line
 from kdbench.cli import audits as cli_audits
 from kdbench.cli import board as cli_board
+from kdbench.cli import measures as cli_measures
 from kdbench.cli import sweeps as cli_sweeps
 from kdbench.cli import tunes as cli_tunes
 from kdbench.cli.shared import (
@@ -315,7 +316,13 @@ def doctor(as_json: bool) -> None:
     print_json(installation) if as_json else click.echo(present.doctor(installation))
 
 
-for _command in (*cli_audits.COMMANDS, *cli_tunes.COMMANDS, *cli_sweeps.COMMANDS, cli_board.leaderboard):
+for _command in (
+    *cli_audits.COMMANDS,
+    *cli_tunes.COMMANDS,
+    *cli_measures.COMMANDS,
+    *cli_sweeps.COMMANDS,
+    cli_board.leaderboard,
+):
     main.add_command(_command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 import threading
@@ -48,7 +47,7 @@ class StepStreams(pl.Callback):
 
 
 class Selection(pl.Callback):
-    """Keeps the weights of the best validation, in memory and in the checkpoint; the first of equals.
+    """Keeps the weights of the best validation, in memory and beside the checkpoint; the first of equals.
 
     ``weights`` are the student's, ``networks`` those of what is trained beside it where these are ``wanted`` too.
 
@@ -189,20 +188,36 @@ class StepBudget(pl.Callback):
             trainer.should_stop, trainer.check_val_every_n_epoch = True, 1
 
 
+SELECTION = Selection.__qualname__
+"""Where a checkpoint holds the state of a :class:`Selection`."""
+
+
 class CheckedCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, end with their SHA-256, and are read without running what they hold.
 
-    Written beside the place and renamed; Lightning's own detour over ``$TMPDIR`` copies between file systems.
+    Written beside the place and renamed; Lightning's own detour over ``$TMPDIR`` copies between file systems. Selected
+    weights lie beside the checkpoint, ``selected-EPOCH.ckpt``, written when the selection changes: the checkpoint holds
+    their SHA-256, and is damaged without them.
     """
 
     def __init__(self) -> None:
         self._checked: dict[str, Any] | None = None
+        self._selected = -1, ""  # epoch and SHA-256 of the selected weights on the disk
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with writing(Path(path)) as stream:
-            hashed = _Hashed(stream)
-            torch.save(checkpoint, hashed)  # type: ignore[arg-type]
-            stream.write(hashed.digest.digest())
+        place, callbacks = Path(path), checkpoint.get("callbacks", {})
+        state = callbacks.get(SELECTION, {"epoch": -1})
+        if (epoch := state["epoch"]) >= 0:
+            slim = {name: value for name, value in state.items() if name not in ("weights", "networks")}
+            if epoch != self._selected[0]:
+                weights = {name: value for name, value in state.items() if name not in slim}
+                self._selected = epoch, _write(weights, _selected(place, epoch))
+            slim["sha256"] = self._selected[1]
+            checkpoint = {**checkpoint, "callbacks": {**callbacks, SELECTION: slim}}
+        _write(checkpoint, place)
+        for held in place.parent.glob("selected-*.ckpt"):
+            if held != _selected(place, epoch):
+                held.unlink()
 
     def start(self, path: Path, set_aside: bool) -> str | None:
         """The checkpoint to go on from, read and checked; None where there is none.
@@ -212,7 +227,7 @@ class CheckedCheckpoints(TorchCheckpointIO):
         if not path.exists():
             return None
         try:
-            self._checked = _checkpoint(path.read_bytes())
+            self._checked = self._read(path)
         except ValueError as error:
             if set_aside:
                 aside = path.rename(path.with_name(f"{path.name}.damaged"))
@@ -222,7 +237,38 @@ class CheckedCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint, self._checked = self._checked, None
-        return checkpoint or _checkpoint(Path(path).read_bytes())
+        return checkpoint or self._read(Path(path))
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        checkpoint, _ = _content(path)
+        state = checkpoint.get("callbacks", {}).get(SELECTION, {})
+        if "sha256" in state:
+            selected = _selected(path, state["epoch"])
+            weights, sha256 = _content(selected) if selected.exists() else ({}, "")
+            if sha256 != state.pop("sha256"):
+                raise ValueError(f"the checkpoint is damaged: {selected.name} is not what it was written with.")
+            state |= weights
+            self._selected = state["epoch"], sha256
+        return checkpoint
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a fit that is done, or that is not gone on with."""
+    for path in (folder / "last.ckpt", *folder.glob("selected-*.ckpt")):
+        path.unlink(missing_ok=True)
+
+
+def _selected(checkpoint: Path, epoch: int) -> Path:
+    return checkpoint.with_name(f"selected-{epoch}.ckpt")
+
+
+def _write(content: dict[str, Any], path: Path) -> str:
+    """Write a file that ends with the SHA-256 of its content, which is returned in hexadecimal digits."""
+    with writing(path) as stream:
+        hashed = _Hashed(stream)
+        torch.save(content, hashed)  # type: ignore[arg-type]
+        stream.write(hashed.digest.digest())
+    return hashed.digest.hexdigest()
 
 
 class _Hashed:
@@ -239,12 +285,20 @@ class _Hashed:
         self.stream.flush()
 
 
-def _checkpoint(data: bytes) -> dict[str, Any]:
-    content, digest = memoryview(data)[:-DIGEST], data[-DIGEST:]
-    if hashlib.sha256(content).digest() != digest:
-        raise ValueError("the checkpoint is damaged, or of an older kdbench: its digest is not that of its content.")
+def _content(path: Path) -> tuple[dict[str, Any], str]:
+    """What :func:`_write` wrote, and its SHA-256; never whole in memory as bytes too."""
+    digest, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    with path.open("rb") as stream:
+        while left > 0:
+            block = stream.read(min(left, 1 << 20))
+            digest.update(block)
+            left -= len(block)
+        if stream.read() != digest.digest():
+            raise ValueError(
+                "the checkpoint is damaged, or of an older kdbench: its digest is not that of its content."
+            )
     try:
-        checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError("the checkpoint holds other than tensors, numbers, texts, lists and mappings.") from error
-    return checkpoint
+    return content, digest.hexdigest()

@@ -77,6 +77,10 @@ class DistillationModule(pl.LightningModule, ABC):
         """The results that are defined. Raises :class:`UndefinedMetricError` where ``headline`` is not."""
         return defined(self.results(split), self.headline, split)
 
+    def collapsed(self, scores: Mapping[str, float]) -> bool:
+        """Whether validation scores are those of a student that some class is lost to; by default nothing is known."""
+        return False
+
     def details(self) -> dict[str, Any]:
         """Record fields (``confusion``, ``predictions``) of the last test."""
         return {}

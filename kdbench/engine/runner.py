@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench.engine import costs
-from kdbench.engine.callbacks import Curves, Progress, Selection, stop_asked
+from kdbench.engine.callbacks import Curves, Progress, Selection, remove_checkpoint, stop_asked
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.distributed import check_place, check_started, processor_threads, rank
 from kdbench.engine.method import Method
@@ -40,6 +41,8 @@ from kdbench.results.finished import finished, set_aside, stale
 
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
+RESTART = "restart-{}"
+"""Folder of the checkpoint of a further attempt at the student's training."""
 ABSENT = ("teacher", "selection", "metrics", "confusion", "predictions", "costs", "failure")
 
 
@@ -241,8 +244,15 @@ def _write(
     }
     record, path = records.seal({**content, **fields}), folder / "record.json"
     write_atomic(path, records.dumps(record))
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    forget_training(folder)
     return record.at(path)
+
+
+def forget_training(folder: Path) -> None:
+    """Remove what the student's training of a run would go on from, of every attempt at it."""
+    remove_checkpoint(folder)
+    for attempt in folder.glob(RESTART.format("*")):
+        shutil.rmtree(attempt)
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:
@@ -262,6 +272,8 @@ class Session:
             self.task = load_task(config, self.store)
         self.method = load_method(config)
         self.made = Made(code={})
+        self.notes: list[str] = []
+        self.seconds = 0.0  # of the student's training, of all attempts
         self.device = torch.device("cpu")
 
     def execute(self) -> dict[str, Any] | None:
@@ -273,8 +285,11 @@ class Session:
         for stage in stages:
             self.reporter.stage(stage.name)
             self.store.ensure(stage)
-        module, teachers = self.assemble()
-        selection, curves = self.train(module)
+        for attempt in range(self.config.trainer.restarts + 1):
+            module, teachers = self.assemble(attempt)
+            selection, curves = self.train(module, attempt)
+            if not self.begun_anew(module, selection, curves, attempt):
+                break
         if not is_first(self.config.trainer.processes):
             return None
         module.student.load_state_dict(selection.weights)
@@ -293,8 +308,9 @@ class Session:
             "selection": {**chosen, "value": val[selection.metric]},
             "metrics": {"val": val, "test": test},
             **module.details(),
-            "costs": {**self.costs(module), "train_seconds": curves.seconds, "peak_memory_bytes": peak},
+            "costs": {**self.costs(module), "train_seconds": self.seconds, "peak_memory_bytes": peak},
             "curves": curves.values,
+            "notes": self.notes,
         }
 
     def stages(self) -> list[Stage]:
@@ -312,31 +328,44 @@ class Session:
         if not is_first(self.config.trainer.processes):
             return
         last, before = self.folder / "last.ckpt", Made.load(self.folder)
-        if last.exists() and before != self.made:
+        if (last.exists() or any(self.folder.glob(RESTART.format("*")))) and before != self.made:
             why = before.differences(self.made) if before else ["what made it is not known"]
             self.reporter.note(f"{self.config.command}: begins anew, not from its checkpoint, since {'; '.join(why)}.")
-            last.unlink()
+            forget_training(self.folder)
         self.made.save(self.folder)
 
-    def assemble(self) -> tuple[DistillationModule, dict[str, Teacher]]:
+    def assemble(self, attempt: int = 0) -> tuple[DistillationModule, dict[str, Teacher]]:
         """Student, method networks and teachers, put together; each initialised from its own stream."""
         seed = self.config.seed
-        with seeded(axis(seed, "student")):
+        with seeded(axis(seed, "student", attempt) if attempt else axis(seed, "student")):
             student = self.method.student(self.task)
         module, teachers = self.task.module(student), dict(self.method.teachers(self.task))
         assemble(module, self.method, teachers, self.task.example(), seed)
         return module, teachers
 
-    def train(self, module: DistillationModule) -> tuple[Selection, Curves]:
+    def train(self, module: DistillationModule, attempt: int = 0) -> tuple[Selection, Curves]:
         """Fit, from the last checkpoint if there is one; a method of no epochs deploys its student as it begins."""
+        folder = self.folder / RESTART.format(attempt) if attempt else self.folder
+        folder.mkdir(parents=True, exist_ok=True)
         config, selection = self.config, self.task.selection()
         epochs = self.method.epochs(config.trainer.max_epochs)
         data = self.method.data(self.task) if epochs else self.task.data()
         progress = Progress(self.reporter.epoch, config.metric)
-        curves, self.device = distil(
-            module, data, selection, config.trainer, epochs, config.seed, self.folder, [progress]
-        )
+        curves, self.device = distil(module, data, selection, config.trainer, epochs, config.seed, folder, [progress])
         return selection, curves
+
+    def begun_anew(self, module: DistillationModule, selection: Selection, curves: Curves, attempt: int) -> bool:
+        """Whether the chosen student has collapsed and another initialisation is to be tried."""
+        self.seconds += curves.seconds
+        chosen = [number for number, epoch in enumerate(curves.values["epoch"]) if epoch == selection.epoch]
+        scores = {name[4:]: v[chosen[0]] for name, v in curves.values.items() if chosen and name.startswith("val/")}
+        if not scores or not module.collapsed(scores):
+            return False
+        last = attempt == self.config.trainer.restarts
+        note = f"Collapsed from initialisation {attempt}" + (", the last." if last else "; trained anew from another.")
+        self.notes.append(note)
+        self.reporter.note(f"{self.config.command}: {note}")
+        return not last
 
     def evaluate(self, module: DistillationModule, split: str) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The metrics of the student as it stands, and what it gave for each example."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kdbench.engine import outputs, own
 from kdbench.engine.cache import CacheKey, TeacherCache
-from kdbench.engine.callbacks import Selection
+from kdbench.engine.callbacks import Selection, remove_checkpoint
 from kdbench.engine.distillation import assemble, distil
 from kdbench.engine.module import DistillationModule
 from kdbench.engine.objective import Objective
@@ -187,7 +187,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         """A frozen teacher's outputs for every row, written on first use, by the accelerator where there is one."""
         if teacher.sha256 in self._caches:
             return self._caches[teacher.sha256]
-        facts, device = self.facts, self._accelerator()
+        facts, device = self.facts, self.accelerator()
         first = self._outputs(teacher, torch.arange(1), device)
         code = closure_digest((type(self).__module__, teacher.module))
         kept = (teacher.sha256, tuple(first), facts.sha256, facts.rows)
@@ -197,7 +197,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
         cache = TeacherCache.ensure(self.store.root / "teacher-cache", key, chunks)
         return self._caches.setdefault(teacher.sha256, cache)
 
-    def _accelerator(self) -> torch.device:
+    def accelerator(self) -> torch.device:
         """Where the run trains, and its teacher's cache is written."""
         gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
         return torch.device("cuda" if gpu else "cpu")
@@ -337,7 +337,7 @@ class Task(ABC, Generic[DataT, StudentT, TeacherT]):
             save_file(selection.weights, folder / "weights.safetensors")
             if selection.networks:
                 save_file(selection.networks, folder / "networks.safetensors")
-            (folder / "last.ckpt").unlink(missing_ok=True)
+            remove_checkpoint(folder)
             report = {"epoch": selection.epoch, f"val/{selection.metric}": selection.value}
             return {**report, "train_seconds": curves.seconds, "curves": curves.values}
 

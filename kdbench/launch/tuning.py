@@ -22,7 +22,6 @@ class Arm:
     """An arm, the points of its search, and the runs of each point, one a seed."""
 
     name: str
-    """Its key under ``methods`` of the card: ``METHOD``, or ``METHOD/STUDENT`` for another student than the card's."""
     base: RunConfig
     runs: tuple[tuple[RunConfig, ...], ...]
 
@@ -32,30 +31,41 @@ class Arm:
         return list(searches.values(card(self.base.asked).search, self.base.method))
 
 
-def arms(task: str, words: Sequence[str], primary: Sequence[str]) -> list[Arm]:
-    """The arms that a search is asked for: those of ``method=…``, else every method and control of the task.
+def bases(task: str, words: Sequence[str], primary: Sequence[str]) -> list[tuple[str, RunConfig]]:
+    """The arms that the words ask for, by name: those of ``method=…``, else every method and control of the task.
 
-    ``primary``: the words of the card's primary comparison, which the user's own take the place of.
+    ``primary``: the words of the card's primary comparison, which the user's own take the place of. The name is the key
+    under ``methods`` of the card: ``METHOD``, or ``METHOD/STUDENT`` for another student than the card's.
     """
     asked = card(task)
-    if not asked.search:
-        raise UsageError(f"The card of {asked.name} names no search ({asked.path}).")
     keys = {override.key for override in parse_overrides(words)}
-    for key in keys:
-        if key in ("task", "seed", "control") or key.startswith("method.") or key in searches.shared(asked.search):
-            raise UsageError(f"'{shown(key)}' is what a search says itself: leave it out.")
+    if wrong := keys & {"task", "seed", "control"}:
+        raise UsageError(f"'{min(wrong)}' is not for you to choose here: leave it out.")
     own = [word for word in primary if word.partition("=")[0] not in keys]
     if "method" not in keys:
         offered = offered_methods(asked.family, asked.kind).values()
         own.append(f"method={','.join(info.name for info in offered if info.role in ('method', 'control'))}")
-    other = keys & {"student.name"} != set()
-    return [_arm(asked, base, other) for base in expand([f"task={task}", *own, *words])]
+    usual = asked.primary.student.get("name") if asked.primary else None
+    named = []
+    for base in expand([f"task={task}", *own, *words]):
+        student = getattr(base.student, "name", "")
+        other = "student.name" in keys and student != usual
+        named.append((f"{base.method}/{student}" if other else base.method, base))
+    return named
 
 
-def _arm(asked: Card, base: RunConfig, other: bool) -> Arm:
-    primary = asked.primary.student.get("name") if asked.primary else None
-    student = getattr(base.student, "name", "")
-    name = f"{base.method}/{student}" if other and student != primary else base.method
+def arms(task: str, words: Sequence[str], primary: Sequence[str]) -> list[Arm]:
+    """The searches of the arms that the words ask for (:func:`bases`)."""
+    asked = card(task)
+    if not asked.search:
+        raise UsageError(f"The card of {asked.name} names no search ({asked.path}).")
+    for override in parse_overrides(words):
+        if override.key.startswith("method.") or override.key in searches.shared(asked.search):
+            raise UsageError(f"'{shown(override.key)}' is what a search says itself: leave it out.")
+    return [_arm(asked, name, base) for name, base in bases(task, words, primary)]
+
+
+def _arm(asked: Card, name: str, base: RunConfig) -> Arm:
     chosen = {"task": base.asked, "scale": base.scale, "method": base.method, **dict(base.settings)}
     points = searches.points(asked.search, base.method)
     runs = (tuple(resolve({**chosen, **point, "seed": seed}) for seed in searches.SEEDS) for point in points)

@@ -24,6 +24,13 @@ LATER = "later"
 
 
 @dataclass(frozen=True)
+class Before:
+    """Marks an option that came later where records without it were made as with ``value``, and not its default."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """How the student and what the method trains are optimised."""
 
@@ -73,10 +80,16 @@ class Trainer:
     """Gradient norm bound; 0 for none."""
     check_val_every_n_epoch: Annotated[int, Gt(0)] = 1
     """Epochs between validations; the best validation chooses the weights."""
+    restarts: Annotated[int, Ge(0), LATER] = 0
+    """Times that a student which has collapsed on the validation data is trained anew from another initialisation."""
     checkpoint_every_n_epochs: Annotated[int, Gt(0)] = 25
     """Epochs between the checkpoints that a killed run goes on from."""
     checkpoint_every_n_steps: Annotated[Annotated[int, Gt(0)] | None, LATER] = None
     """Optimiser steps between further checkpoints, in the middle of a long epoch; a run told to stop stops there."""
+
+    def __post_init__(self) -> None:
+        if self.restarts and self.processes > 1:
+            raise ValueError("restarts takes one process")
 
     @property
     def processes(self) -> int:
@@ -85,7 +98,7 @@ class Trainer:
 
     def in_one_process(self) -> Trainer:
         """The same for a stage: one process of a run does it while the others wait for its result."""
-        return replace(self, devices=1, num_nodes=1, strategy="auto", max_steps=None)
+        return replace(self, devices=1, num_nodes=1, strategy="auto", max_steps=None, restarts=0)
 
 
 UNCHANGING = {
@@ -106,14 +119,21 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def later(options: type[Any]) -> dict[str, Any]:
-    """The options of a dataclass that are marked :data:`LATER`, with their defaults."""
+    """The options of a dataclass that came later (:data:`LATER`, :class:`Before`), as records without them had them."""
     hints = get_type_hints(options, include_extras=True)
-    marked = [field for field in fields(options) if LATER in getattr(hints[field.name], "__metadata__", ())]
-    return {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in marked}
+    values: dict[str, Any] = {}
+    for option in fields(options):
+        marks = getattr(hints[option.name], "__metadata__", ())
+        if LATER in marks:
+            values[option.name] = option.default if option.default_factory is MISSING else option.default_factory()
+        for mark in marks:
+            if isinstance(mark, Before):
+                values[option.name] = mark.value
+    return values
 
 
 def written(options: Any) -> dict[str, Any]:
-    """:func:`plain` without the options marked :data:`LATER` that have their defaults: what names a run."""
+    """:func:`plain` without the options of :func:`later` that have the values there: what names a run."""
     left_out = later(options.__class__)
     return {name: v for name, v in plain(options).items() if name not in left_out or v != left_out[name]}
 
@@ -254,7 +274,7 @@ class OptionError(UsageError):
 
 
 def check_sections(types: Mapping[str, type], sections: Any) -> None:
-    """Check a card's option sections one value at a time, so that a fault names its field."""
+    """Check a card's option sections, each by itself; a fault names its field."""
     if not isinstance(sections, Mapping):
         raise OptionError("", "a scale, like the defaults, is a mapping of sections.")
     for section, values in sections.items():
@@ -262,6 +282,5 @@ def check_sections(types: Mapping[str, type], sections: Any) -> None:
             raise OptionError(str(section), str(unknown("section", str(section), types)))
         if not isinstance(values, Mapping):
             raise OptionError(section, "a section is a mapping of options.")
-        for key, value in values.items():
-            if not (isinstance(value, str) and "${" in value):
-                build(types[section], {key: value}, section)
+        plain_values = {key: value for key, value in values.items() if not (isinstance(value, str) and "${" in value)}
+        build(types[section], plain_values, section)

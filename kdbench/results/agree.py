@@ -165,7 +165,8 @@ def _of_teacher(record: Record, teacher: Teacher, config: str) -> Iterator[Claim
 
 def slim(record: Record) -> Record:
     """What comparisons and :func:`claims` need of a record: a third of it to send and to keep."""
-    config = {name: record.config[name] for name in ("method", "student", "teacher", "optimizer")}
+    kept = ("method", "student", "teacher", "optimizer", "search")
+    config = {name: record.config[name] for name in kept if name in record.config}
     chosen = f"val/{record.selection.metric}" if record.selection else ""
     judged = {name: record.curves[name] for name in ("epoch", chosen) if name in record.curves}
     ends = {name: values[:1] + values[1:][-1:] for name, values in record.curves.items() if name == "train/loss"}
@@ -174,4 +175,4 @@ def slim(record: Record) -> Record:
         "confusion": None if record.confusion is None else [[sum(row)] for row in record.confusion],
         "versions": {"torch": record.versions["torch"]} if "torch" in record.versions else {},
     }
-    return record.model_copy(update={"config": config, "notes": [], "stages": [], "reports": None, **less})
+    return record.model_copy(update={"config": config, "notes": [], "reports": None, **less})

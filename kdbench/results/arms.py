@@ -15,9 +15,11 @@ from kdbench import hashing
 from kdbench.plan.catalog import installed_method, methods
 from kdbench.plan.metrics import Mode, lookup
 from kdbench.plan.options import plain
+from kdbench.plan.search import chosen
 from kdbench.results import outcomes
+from kdbench.results.headline import card_of
 from kdbench.results.outcomes import Contributions
-from kdbench.results.record import Record
+from kdbench.results.record import Record, searched
 from kdbench.results.stats import average
 
 Kind = Literal["teacher", "baseline", "method", "ablation", "control", "bound", "reference"]
@@ -62,9 +64,9 @@ def arms_of(records: Sequence[Record], metric: str | None) -> list[Arm]:
     settings: dict[str, list[dict[str, JsonValue]]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.finished):
         rank = {"alone": 0, "kd": 1}.get(record.method, 2)
-        hyper = hyperparameters(record)
-        members[rank, record.method, hashing.canonical_json(hyper), record.control].append(record)
-        settings[record.method].append(hyper)
+        setting = setting_of(record)
+        members[rank, record.method, hashing.canonical_json(setting), record.control].append(record)
+        settings[record.method].append(setting)
     differing = {method: _differing(given) for method, given in settings.items()}
     arms = []
     for key in sorted(members):
@@ -87,6 +89,17 @@ def _scores(runs: Mapping[int, Record], metric: str | None) -> dict[int, float]:
     return {seed: test[metric] for seed, test in tests if metric in test}
 
 
+def setting_of(record: Record) -> dict[str, JsonValue]:
+    """What tells arms of one method apart: its hyper-parameters and the options ``section.option`` that arms search."""
+    return hyperparameters(record) | {name: _option(record, name) for name in searched(record.config)}
+
+
+def _option(record: Record, name: str) -> JsonValue:
+    section, _, option = name.partition(".")
+    options = record.config.get(section)
+    return options.get(option) if isinstance(options, dict) else None
+
+
 @functools.cache
 def defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
     """The method's default hyper-parameters; None when it is not installed here."""
@@ -95,19 +108,33 @@ def defaults(family: str, method: str) -> Mapping[str, JsonValue] | None:
     return plain(info.hyperparameters()) if info else None
 
 
+def _usual(record: Record) -> dict[str, JsonValue] | None:
+    """The method's own setting: its defaults, and what the task's card chose for it; None for an unknown method."""
+    given = defaults(record.family, record.method)
+    if given is None:
+        return None
+    shared = record.config.get("search")
+    usual = {**given, **(shared if isinstance(shared, dict) else {})}
+    card, student = card_of(record.task, record.family), record.config["student"]
+    name = student.get("name") if isinstance(student, dict) else None
+    for section, options in chosen(card.methods, record.method, str(name)).items() if card else ():
+        usual |= {option if section == "method" else f"{section}.{option}": value for option, value in options.items()}
+    return usual
+
+
 def _differing(settings: Sequence[Mapping[str, JsonValue]]) -> frozenset[str]:
-    """Names of the hyper-parameters that are not the same in all settings."""
+    """Names of the options that are not the same in all settings."""
     names = {name for setting in settings for name in setting}
     first = settings[0]
     return frozenset(name for name in names if any(other.get(name) != first.get(name) for other in settings))
 
 
 def _changed(record: Record, differing: Collection[str]) -> dict[str, JsonValue]:
-    """Hyper-parameters that are not the method's defaults; of an unknown method, those that differ among its runs."""
-    own, given = hyperparameters(record), defaults(record.family, record.method)
-    if given is None:
+    """Options that are not the method's own; of an unknown method, those that differ among its runs."""
+    own, usual = setting_of(record), _usual(record)
+    if usual is None:
         return {name: value for name, value in own.items() if name in differing}
-    return {name: value for name, value in own.items() if given.get(name) != value}
+    return {name: value for name, value in own.items() if usual.get(name) != value}
 
 
 def _label(record: Record, differing: Collection[str]) -> str:

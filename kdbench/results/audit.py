@@ -16,7 +16,6 @@ A check that fails may be excused by the task's card, in words.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from typing import Literal
 
 import numpy as np
 
-from kdbench.plan.cards import Card, read_card, task_paths
+from kdbench.plan.cards import Card
 from kdbench.results.arms import collapsed
 from kdbench.results.compare import Comparison, Row, compare
+from kdbench.results.headline import card_of
 from kdbench.results.record import Record
 from kdbench.results.stats import Estimate, paired
 
@@ -87,15 +87,8 @@ def _compares(comparison: Comparison) -> bool:
     return any(row.kind == "method" or row.method == "kd" for row in comparison.rows if row.n)
 
 
-@functools.cache
-def _card(task: str, family: str) -> Card | None:
-    path = task_paths().get(task)
-    card = read_card(path, task, options=False) if path else None
-    return card if card and card.family == family else None
-
-
 def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Verdict]:
-    card = _card(comparison.task, comparison.family)
+    card = card_of(comparison.task, comparison.family)
     excused = card.excused if card else {}
 
     def verdict(check: str, arm: Row | str, holds: bool, why: str) -> Verdict:

@@ -16,6 +16,7 @@ from kdbench.plan.metrics import Mode
 from kdbench.results.arms import Arm, Kind, arms_of, baseline, collapsed, kinds_of
 from kdbench.results.contrasts import Against, Contrast, all_pairs, contrasts, mean
 from kdbench.results.headline import Headline, headline
+from kdbench.results.measured import of_record
 from kdbench.results.mixtures import Mixture, mixtures
 from kdbench.results.ranks import letters
 from kdbench.results.record import Record
@@ -33,9 +34,9 @@ class Row:
     ``kind`` is the part it plays (:func:`kdbench.results.arms.kinds_of`). ``estimate`` is its mean with its 95 %
     ``interval``. Each ``delta_…`` is a declared contrast (:mod:`kdbench.results.contrasts`), whose interval is at the
     level that its family of tests leaves, and each ``p_…`` its Holm-adjusted p. ``delta_alone`` is against the student
-    ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the method less the
-    control, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is ``teacher`` for the
-    teacher; its ``n`` counts different teachers.
+    ``against_alone``, which trained as long where there is one such; a control's ``delta_real`` is the arm that it
+    ``controls`` less itself, and an ablation's ``delta_default`` is against the method's own setting. ``method`` is
+    ``teacher`` for the teacher; its ``n`` counts different teachers.
 
     ``scores`` and ``runs`` (configuration hashes) stand in the order of ``seeds``; the teacher's are of the runs that
     tell it. ``default`` marks a method with its default hyper-parameters and no control. ``gap_interval`` is the
@@ -59,6 +60,7 @@ class Row:
     runs: tuple[str, ...] = ()
     default: bool = False
     against_alone: str | None = None
+    controls: str | None = None
     delta_alone: Estimate | None = None
     p_alone: float | None = None
     delta_kd: Estimate | None = None
@@ -75,6 +77,7 @@ class Row:
     parameters: float | None = None
     flops: float | None = None
     latency_ms: float | None = None
+    step_ms: float | None = None
     train_seconds: float | None = None
     stage_seconds: float | None = None
     peak_memory_bytes: float | None = None
@@ -264,6 +267,7 @@ def _differences(arm: Arm, declared: Mapping[tuple[str, Against], Contrast]) -> 
         if one := declared.get((arm.label, against)):
             fields |= {f"delta_{against}": one.estimate, f"p_{against}": one.p}
             fields |= {"against_alone": one.second} if against == "alone" else {}
+            fields |= {"controls": one.first} if against == "real" else {}
     return fields
 
 
@@ -294,9 +298,36 @@ def _agreement(arm: Arm, teachers: Mapping[int, Record]) -> float | None:
 
 
 def _costs(arm: Arm) -> dict[str, Any]:
+    """What the arm costs: by the records of protocol 1, later by the measurement of the arm alone, as far as it goes.
+
+    Training takes a measured step as often as the runs stepped.
+    """
+    first = next(iter(arm.runs.values()), None)
+    if first is not None and first.protocol > 1:
+        return _measured(arm, first)
     costs = [run.costs for run in arm.runs.values() if run.costs]
     known = {name: [v for cost in costs if (v := getattr(cost, name)) is not None] for name in COSTS}
     return {name: average(values) if values else None for name, values in known.items()}
+
+
+def _measured(arm: Arm, first: Record) -> dict[str, Any]:
+    parameters = {"parameters": float(first.costs.parameters)} if first.costs else {}
+    measured = of_record(first)
+    if measured is None:
+        return parameters
+    trainer = first.config["trainer"]
+    gathered = trainer.get("accumulate_grad_batches") if isinstance(trainer, dict) else None
+    steps = average([run.steps or 0 for run in arm.runs.values()])
+    step = measured.step.median if measured.step else None
+    return {
+        **parameters,
+        "flops": measured.flops_per_example,
+        "latency_ms": measured.forward_one.median,
+        "step_ms": step,
+        "train_seconds": 1e-3 * (step or 0.0) * steps * (gathered if isinstance(gathered, int) else 1),
+        "stage_seconds": measured.stage_seconds,
+        "peak_memory_bytes": measured.memory_bytes,
+    }
 
 
 def _letters(arms: Sequence[Arm], mode: Mode | None) -> list[str]:

@@ -2,11 +2,11 @@
 
 - ``baseline``: kd − alone;
 - ``primary``: each method − kd, and each method − alone, at equal total budget where such a student alone was trained;
-- ``ablation``: a method with other hyper-parameters − the same with its own, and − alone and − kd;
+- ``ablation``: an arm with other hyper-parameters − the same with its own;
 - ``control``: the method − its control; and what controls that are methods of their own do to alone and kd;
 - ``bound`` and ``reference``: theirs to alone and kd.
 
-A shuffled or random teacher's differences to alone and kd are shown at 95 % and not tested.
+Other differences to alone and kd, of ablations and of shuffled or random teachers, are shown at 95 % and not tested.
 
 Holm's correction runs within a family. Intervals and detectable differences are at the level of the family's first
 step, α = 0.05 / m of its m tests, so that all its intervals hold at once with 95 %.
@@ -54,7 +54,7 @@ def contrasts(
     for arm, kind in zip(arms, kinds, strict=True):
         for against, first, second in _declared(arm, kind, arms, kinds, alone, kd):
             if first.scores.keys() & second.scores.keys():
-                tested = arm.control == "none" or against == "real"
+                tested = against in ("real", "default", arm.method) or (kind != "ablation" and arm.control == "none")
                 family: str = "primary" if kind == "method" else kind
                 families[family if tested else UNTESTED].append((arm, against, first, second))
     listed: dict[tuple[str, Against], Contrast] = {}

@@ -44,18 +44,22 @@ class Variance:
     """The variance of a mean over ``units`` seeds (or splits) and ``items`` groups of dependent test items.
 
     ``over_units`` is S²/n. ``shared`` is κ, or 0 where its estimate is below that by chance, so that the variance is
-    never less than over seeds alone. Where nothing is known of the items, ``items`` and ``shared`` are 0.
+    never less than over seeds alone. Where nothing is known of the items, ``items`` and ``shared`` are 0. ``within`` is
+    what the ``runs`` within units vary by, W²/n, 0 where each unit is one run: their mean varies by no less, however
+    close the means of two splits happen to lie.
     """
 
     over_units: float
     shared: float
     units: int
     items: int
+    within: float = 0.0
+    runs: int = 0
 
     @property
     def error(self) -> float:
-        """The standard error √(S²/n + κ), in the unit of the values."""
-        return math.sqrt(self.over_units + self.shared)
+        """The standard error √(S²/n + κ), at least √(W²/n), in the unit of the values."""
+        return math.sqrt(max(self.over_units + self.shared, self.within))
 
     def margin(self, alpha: float = 0.05) -> float:
         """Half of the two-sided interval at level 1 − α: √(t²_{G−1} S²/n + t²_{J−1} κ), of G units and J item groups.
@@ -63,11 +67,12 @@ class Variance:
         The errors of the seeds and of the items that they share are independent, and each has degrees of freedom of its
         own, so that their margins add in squares (Zou and Donner 2008, Statistics in Medicine 27, 1693-1702).
         Satterthwaite's one number of degrees of freedom is taken from the same S², so where that is small by chance, as
-        it often is of two splits, it makes the interval shorter still.
+        it often is of two splits, it makes the interval shorter still. At least t_{n−G} W/√n.
         """
         seeds = special.stdtrit(self.units - 1, alpha / 2) ** 2 * self.over_units
         items = special.stdtrit(self.items - 1, alpha / 2) ** 2 * self.shared if self.shared else 0.0
-        return float(np.sqrt(seeds + items))
+        runs = special.stdtrit(self.runs - self.units, alpha / 2) ** 2 * self.within if self.within else 0.0
+        return float(np.sqrt(max(seeds + items, runs)))
 
     def p_value(self, mean: float) -> float | None:
         """The two-sided p of the hypothesis that the mean is 0: the α whose margin is |mean|, at least ``LEAST``.
@@ -76,7 +81,7 @@ class Variance:
         """
         if not self.error:
             return None
-        if not self.shared:
+        if not self.shared and not self.within:
             return float(2 * special.stdtr(self.units - 1, -abs(mean) / self.error))
         if abs(mean) >= self.margin(LEAST):
             return LEAST
@@ -84,12 +89,17 @@ class Variance:
         return math.exp(log_p)
 
     def freedom(self, alpha: float = 0.05) -> float:
-        """The degrees of freedom at which Student's t has the same margin; between G − 1 and J − 1."""
-        if not self.shared or not self.error:
-            return self.units - 1.0
-        least, most = sorted((self.units - 1.0, self.items - 1.0))
+        """The degrees of freedom at which Student's t has the same margin; of the parts' the least to the greatest."""
+        parts = (
+            (self.over_units, self.units - 1),
+            (self.shared, self.items - 1),
+            (self.within, self.runs - self.units),
+        )
+        known = [float(freedom) for part, freedom in parts if part]
+        if len(known) < 2:
+            return known[0] if known else self.units - 1.0
         alike = float(special.stdtridf(1 - alpha / 2, self.margin(alpha) / self.error))
-        return min(max(alike, least), most) if math.isfinite(alike) else most
+        return min(max(alike, min(known)), max(known)) if math.isfinite(alike) else max(known)
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The smallest true mean that a two-sided test at level α detects with this power, by the noncentral t.
@@ -135,7 +145,8 @@ def variance(
     p_g the share of the runs that are unit g's, x̄_g its mean, and y_gj the sum over its items of group j of
     (x − x̄_s) / m_s, averaged over its runs,
 
-        S²/n = G/(G−1) Σ_g p_g² (x̄_g − x̄)²,    κ = G/(G−1) Σ_{g≠h} p_g p_h Σ_j y_gj y_hj / f_gh.
+        S²/n = G/(G−1) Σ_g p_g² (x̄_g − x̄)²,    W²/n = Σ_s (x̄_s − x̄_g)² / (n (n − G)),
+        κ = G/(G−1) Σ_{g≠h} p_g p_h Σ_j y_gj y_hj / f_gh.
 
     f_gh = 1 − 1/J_g − 1/J_h + J_gh/(J_g J_h), of the numbers of item groups of g, of h and of both, undoes that each
     run's values are centred at their own mean. On a complete table S²/n + κ is the estimate by mean squares,
@@ -146,11 +157,14 @@ def variance(
     count, share = len(runs), runs / len(unit)
     if count < 2:
         return None
-    means = np.bincount(unit, [float(np.mean(each)) for each in values]) / runs
+    scores = np.array([float(np.mean(each)) for each in values])
+    means = np.bincount(unit, scores) / runs
     small = count / (count - 1)
     over_units = small * float(share**2 @ (means - share @ means) ** 2)
+    rest = len(unit) - count
+    within = float(((scores - means[unit]) ** 2).sum()) / (rest * len(unit)) if rest else 0.0
     if clusters is None:
-        return Variance(over_units, 0.0, count, 0)
+        return Variance(over_units, 0.0, count, 0, within, len(unit))
     groups, place = np.unique(np.concatenate(clusters), return_inverse=True)
     table = np.zeros((count, len(groups)))  # p_g y_gj
     present = np.zeros_like(table)
@@ -162,4 +176,4 @@ def variance(
     kept = 1 - 1 / sizes[:, None] - 1 / sizes + present @ present.T / np.outer(sizes, sizes)
     pairs = ~np.eye(count, dtype=bool) & (kept > 0)
     shared = small * float(((table @ table.T)[pairs] / kept[pairs]).sum())
-    return Variance(over_units, max(0.0, shared), count, len(groups))
+    return Variance(over_units, max(0.0, shared), count, len(groups), within, len(unit))

@@ -34,7 +34,7 @@ def headline(group: Sequence[Record], named: str | None = None) -> Headline:
     """
     own, mode = _selected_by(group) or (None, None)
     family = group[0].family
-    card = _card(group[0].task, family)
+    card = card_of(group[0].task, family)
     metric = named or (card.metric if card else None) or own
     declared = metrics.lookup(family, metric) if metric else None
     if declared is None:
@@ -61,7 +61,7 @@ def _selected_by(group: Sequence[Record]) -> tuple[str, Mode] | None:
 
 
 @functools.cache
-def _card(task: str, family: str) -> Card | None:
+def card_of(task: str, family: str) -> Card | None:
     """The task's card, where it is installed here."""
     path = task_paths().get(task)
     card = read_card(path, task, options=False) if path else None

@@ -18,7 +18,7 @@ from kdbench.plan.catalog import offered_methods
 from kdbench.plan.config import RunConfig, from_json, resolve
 from kdbench.plan.datasets import dataset
 from kdbench.plan.overrides import Override, parse_overrides
-from kdbench.results.record import ARM_KEYS, Problem, Record, group_of
+from kdbench.results.record import ARM_KEYS, PROTOCOL, Problem, Record, group_of
 
 AHEAD = timedelta(days=1)
 """How far a clock may go ahead of ours."""
@@ -148,9 +148,15 @@ def _command_faults(record: Record) -> Iterator[Problem]:
         yield resolved
         return
     run = replace(resolved, seed=seeds[0]) if seeds else resolved
-    if run.hash != record.config_hash:
-        other = ", ".join(name for name, _ in _differing(record.config, run.to_json()))
-        yield Problem("command", f"is of another run; it differs in {other or 'what it resolves to'}")
+    if run.hash == record.config_hash:
+        return
+    other = [name for name, _ in _differing(record.config, run.to_json())]
+    if record.protocol < PROTOCOL:  # what it leaves to the card was said by the card of its time
+        settled = {word.partition("=")[0] for word in run.overrides}
+        other = [name for name in other if name in settled or name.partition(".")[0] not in SECTIONS]
+        if not other:
+            return
+    yield Problem("command", f"is of another run; it differs in {', '.join(other) or 'what it resolves to'}")
 
 
 @functools.lru_cache(4096)

@@ -65,20 +65,26 @@ def title(comparison: Comparison) -> str:
 def verdicts(comparison: Comparison) -> list[str]:
     """A sentence for each arm but ``alone``, with what its difference shows.
 
-    Of a method it is the difference to ``kd``, of ``kd`` that to ``alone``, and of a control that of the method to it:
-    what the method owes to its real teacher.
+    Of a method it is the difference to ``kd``, of ``kd`` that to ``alone``, of other settings that to the method's own,
+    and of a control that of the method to it: what the method owes to its real teacher.
     """
     lines = []
     for row in comparison.rows:
-        delta, p, baseline = row.delta_kd, row.p_kd, comparison.kd
-        if delta is None:
-            delta, p, baseline = row.delta_alone, row.p_alone, comparison.alone
-        contrast = f"{row.label} − {baseline}"
-        if row.delta_real is not None:
-            delta, p, contrast = row.delta_real, row.p_real, f"{row.label.partition(' · ')[0]} − {row.label}"
+        delta, p, contrast = _main_contrast(row, comparison)
         if delta is not None:
             lines.append(f"{contrast}: {_verdict(delta, p, comparison)}")
     return lines
+
+
+def _main_contrast(row: Row, comparison: Comparison) -> tuple[Estimate | None, float | None, str]:
+    """The contrast that a row is judged by: its difference, its adjusted p, and what is subtracted from what."""
+    if row.delta_real is not None:
+        return row.delta_real, row.p_real, f"{row.controls} − {row.label}"
+    if row.delta_default is not None:
+        return row.delta_default, row.p_default, f"{row.label} − {row.method}"
+    if row.delta_kd is not None and row.method != "alone":
+        return row.delta_kd, row.p_kd, f"{row.label} − {comparison.kd}"
+    return row.delta_alone, row.p_alone, f"{row.label} − {row.against_alone}"
 
 
 def footnotes(comparison: Comparison) -> list[str]:
@@ -117,7 +123,7 @@ def _meaning(deltas: Sequence[Estimate], splits: int | None) -> list[str]:
     if not over:
         return []
     notes = [
-        f"± : 95 % over {' or '.join(over)}; brackets: 95 % for all tests of a family at once (kd, methods, ablations, "
+        f"±: 95 % over {' or '.join(over)}; brackets: 95 % for all tests of a family at once (kd, methods, ablations, "
         "controls), p: Holm-adjusted within it"
     ]
     if any("items" not in one for one in over):

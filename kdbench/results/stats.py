@@ -126,7 +126,7 @@ def estimate(
         mean = center if math.isfinite(center) else average(np.nan_to_num(given).tolist())
         return Estimate(n, mean, over=over, units=len(means), alpha=alpha)
     crossed = variance(by_item.values, by_item.clusters, unit) if by_item else None
-    found = seeds if crossed is None else replace(crossed, over_units=seeds.over_units)
+    found = seeds if crossed is None else replace(crossed, over_units=seeds.over_units, within=seeds.within)
     half, half_seeds = found.margin(alpha), seeds.margin(alpha)
     return Estimate(
         n,

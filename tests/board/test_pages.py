@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from kdbench.board import cells, docstrings, figures, tables
+from kdbench.board import docstrings, figures, tables
 from kdbench.board.build import build
 from kdbench.board.model import Task, task_of
 from kdbench.hashing import canonical_json
 from kdbench.plan.cards import Reported, card
 from kdbench.results import compare, render, store
+from kdbench.results.arms import arms_of, kinds_of
 from kdbench.results.record import Record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
@@ -100,7 +101,7 @@ def test_a_task_page_tells_the_comparison(failing: Path, tmp_path: Path) -> None
         assert (cells["letters"]["text"] or "") == (row.letters or "–")
     for sentence in render.verdicts(comparison):
         assert sentence in page.text
-    assert "Paired differences over seeds" in page.text and "One dot for each seed" in page.text
+    assert "Paired differences with intervals" in page.text and "One dot for each seed" in page.text
 
 
 def test_the_audits_verdict_stands_beside_the_numbers(failing: Path) -> None:
@@ -124,7 +125,10 @@ def test_a_page_names_what_mixes_its_arms_and_calls_no_flat_difference_a_result(
     assert cells["delta_alone"]["text"] == "+6.67 (no spread)" and cells["p_alone"]["text"] == "–"
     assert not {"better", "worse"} & set(str(cells["delta_alone"]["class"]).split())
     overview = Tables(tmp_path / "site" / "index.html").text
-    assert "0 better than the student alone, 0 worse, 0 not distinguishable, 1 without a test" in overview
+    assert (
+        "0 better, 0 worse, 0 not distinguishable, 1 without a test (Benjamini–Hochberg over all 1 of the board)"
+        in overview
+    )
     (row, *_) = csv.DictReader((tmp_path / "site" / "data" / "results.csv").read_text().splitlines())
     assert (row["metric"], row["best"]) == ("accuracy", "largest")
 
@@ -233,12 +237,15 @@ def test_other_settings_are_measured_against_the_default_ones() -> None:
     assert cells["delta_default"].low is not None and cells["p_default"].value is not None
 
 
-def test_ranks_need_three_tasks_that_share_three_methods(cora: Task) -> None:
+def test_ranks_need_tasks_that_share_methods_and_power(cora: Task) -> None:
     graphs = [
         task_of(store.read([PUBLISHED / "graph_classification" / name])) for name in ("imdb_b", "molbace", "nci1")
     ]
     found = figures.ranks([cora, *graphs])
-    assert len(found.figures) == 1 and "Mean ranks over 3 tasks" in found.figures[0].caption
+    assert found.figures == [] and "over 3 tasks, ranks of" in found.sentence and "more than half" in found.sentence
+    many = [replace(one, name=f"{one.name}_{copy}") for one in graphs for copy in range(4)]
+    found = figures.ranks([cora, *many])
+    assert len(found.figures) == 1 and "Mean ranks over 12 tasks" in found.figures[0].caption
     assert "gnn/cora_text" not in found.sentence and "graph_classification/nci1" in found.sentence
     none = figures.ranks([cora, *graphs[:2]])
     assert none.figures == [] and none.sentence.startswith("No critical-difference diagram: it needs 3 tasks")
@@ -276,11 +283,11 @@ def test_controls_and_bounds_stand_beside_the_methods_and_count_as_none(sealed: 
     task = task_of(found)
     assert {row.method for row in tables.headline_rows(task.headline.comparison)} == set(arms)
     assert {row.method for row in tables.judged_rows(task.headline.comparison)} == set(arms) - {"untrained"}
-    kinds = {row.method: cells.kind_of(row, "graph") for row in task.headline.comparison.rows}
+    kinds = {row.method: row.kind for row in task.headline.comparison.rows}
     expected = {"alone": "baseline", "kd": "baseline", "mirage": "method", "untrained": "control", "newkd": "method"}
     assert kinds == {**expected, "teacher": "teacher"}
-    oracle = task.headline.comparison.rows[-1]
-    assert cells.kind_of(replace(oracle, method="oracle"), "detection") == "bound"
+    (oracle,) = arms_of([sealed(None, "oracle", 0, 50)], "accuracy")
+    assert kinds_of([oracle], "detection", []) == ["bound"]
 
 
 def test_items_of_a_list_in_a_docstring_are_paragraphs_of_their_own() -> None:

@@ -22,6 +22,7 @@ from kdbench.results import record as records
 COMMANDS = [
     *("run", "list", "show", "compare", "validate", "reproduce", "data", "doctor"),
     *("sweep", "status", "retry", "cancel", "check", "collect", "logs", "leaderboard", "reference", "audit"),
+    *("tune", "measure"),
 ]
 SHORT = ["task=gnn", "method=lingugkd", "trainer.max_epochs=2"]
 DIVERGING = ["optimizer.name=sgd", "optimizer.lr=1e30"]

@@ -89,7 +89,7 @@ def test_another_student_than_the_cards_is_an_arm_of_its_own(
     [
         (["gnn"], "names no search"),
         (["TASK", "optimizer.lr=1"], "'optimizer.lr' is what a search says"),
-        (["TASK", "seed=0..4"], "'seed' is what a search says"),
+        (["TASK", "seed=0..4"], "'seed' is not for you to choose"),
         (["TASK", "method.alpha=1"], "'method.alpha' is what a search says"),
         (["TASK", "method=kdd"], "'kdd'"),
     ],

@@ -154,7 +154,43 @@ def test_what_killed_writers_left_is_removed_when_the_training_goes_on(last: Pat
     for path in left:
         path.write_bytes(b"half")
     learnt(last.parent)
-    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    assert all(path.suffix == ".ckpt" for path in last.parent.iterdir()) and last.exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "of another fit"])
+def test_a_checkpoint_without_its_selected_weights_is_damaged(
+    last: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    (selected,) = last.parent.glob("selected-*.ckpt")
+    if damage == "missing":
+        selected.unlink()
+    else:
+        other = CheckedCheckpoints()
+        state = {"epoch": int(selected.stem.partition("-")[2]), "value": 0.0, "weights": {"weight": torch.zeros(2)}}
+        other.save_checkpoint({"callbacks": {"Selection": state}}, last.parent / "other" / "last.ckpt")
+        (last.parent / "other" / selected.name).rename(selected)
+    assert learnt(last.parent)[0].epochs == [0, 1, 2, 3]
+    assert f"{selected.name} is not what it was written with" in caplog.messages[0]
+
+
+def test_selected_weights_are_written_once_and_outlive_a_writer_that_dies_before_the_checkpoint(tmp_path: Path) -> None:
+    files, last = CheckedCheckpoints(), tmp_path / "last.ckpt"
+
+    def state(epoch: int) -> dict[str, Any]:
+        return {"callbacks": {"Selection": {"epoch": epoch, "value": 0.5, "weights": {"w": torch.full((2,), epoch)}}}}
+
+    files.save_checkpoint(state(3), last)
+    written = (tmp_path / "selected-3.ckpt").stat().st_mtime_ns
+    files.save_checkpoint(state(3), last)
+    assert (tmp_path / "selected-3.ckpt").stat().st_mtime_ns == written
+    assert "weights" not in torch.load(last, weights_only=True)["callbacks"]["Selection"]
+    before = last.read_bytes(), (tmp_path / "selected-3.ckpt").read_bytes()
+    files.save_checkpoint(state(5), last)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "selected-5.ckpt"}
+    last.write_bytes(before[0])
+    (tmp_path / "selected-3.ckpt").write_bytes(before[1])
+    held = CheckedCheckpoints().load_checkpoint(last)["callbacks"]["Selection"]
+    assert held["weights"]["w"].tolist() == [3, 3] and held.keys() == {"epoch", "value", "weights"}
 
 
 def test_nothing_in_the_package_unpickles_what_it_reads() -> None:

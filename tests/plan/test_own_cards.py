@@ -32,7 +32,7 @@ datasets:
     options: {test: 0.2}
 methods:
   mirage: {theta: [3, 4]}
-primary: {scale: small, student: {name: gin}, metric: auc, settings: [data.batch_size=16]}
+primary: {scale: small, student: {name: gin}, metric: auc, margin: 0.01, settings: [data.batch_size=16]}
 excused: {teacher: a teacher of equal size, kd.converged: as published}
 scales:
   tiny:
@@ -102,6 +102,7 @@ def test_it_is_shown(mine: Path) -> None:
     told = describe.description("mine.yaml")
     assert told["data"]["name"] == "rings" and told["data_of_scales"]["tiny"]["name"] == "motifs"
     assert told["defaults_of_methods"] == {"mirage": {"theta": [3, 4]}}
+    assert told["primary"]["margin"] == 0.01
     assert told["primary"]["student"] == {"name": "gin"} and told["primary"]["settings"] == ("data.batch_size=16",)
     assert told["reference"] is None
     assert told["excused"] == {"teacher": "a teacher of equal size", "kd.converged": "as published"}
@@ -147,9 +148,11 @@ def test_a_file_of_no_use_as_a_card_is_named(mine: Path, name: str, said: str) -
         ("{theta: [3, 4]}", "{theta: [0, 4]}", "  mirage", "should be greater than or equal to 1"),
         ("scale: small", "scale: full", "primary", "Unknown scale 'full'"),
         ("{name: gin}", "{name: gim}", "primary", "should be 'gcn', 'gat' or 'gin'"),
-        ("metric: auc, s", "metric: acu, s", "primary", "Did you mean 'auc'?"),
+        ("metric: auc, m", "metric: acu, m", "primary", "Did you mean 'auc'?"),
         ("[data.batch_size=16]", "[dat.batch_size=16]", "primary", "Did you mean 'data'?"),
         ("[data.batch_size=16]", "[data.batch_size=0]", "primary", "should be greater than 0"),
+        ("margin: 0.01", "margin: 0", "primary", "primary.margin=0: should be greater than 0"),
+        ("margin: 0.01", "margn: 0.01", "primary", "Did you mean 'margin'?"),
         ("scales:\n", "reference: mirage\nscales:\n", "reference", "Unknown reference for graph graph classification"),
         ("kd.converged:", "kd.convergd:", "excused", "Unknown check 'convergd'. Did you mean 'converged'?"),
         ("as published}", "''}", "excused", "an excuse is said in words"),

@@ -55,7 +55,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The card of the records' task; ``sgc`` is a reference."""
     one = SimpleNamespace(reference="sgc", excused={})
     roles = {"sgc": SimpleNamespace(role="reference")}
-    monkeypatch.setattr(auditing, "_card", lambda task, family: one)
+    monkeypatch.setattr(auditing, "card_of", lambda task, family: one)
     monkeypatch.setattr(arms, "installed_method", lambda family, name: roles.get(name))
     return one
 

@@ -46,7 +46,7 @@ def test_disjoint_test_sets_leave_the_t_interval() -> None:
     assert found.margin() == pytest.approx((high - low) / 2) and found.p_value(x.mean()) == pytest.approx(
         reference.pvalue
     )
-    assert variance(list(x)) == Variance(found.over_units, 0.0, 5, 0)
+    assert variance(list(x)) == Variance(found.over_units, 0.0, 5, 0, 0.0, 5)
 
 
 def test_a_pool_shares_as_much_as_its_size_says() -> None:
@@ -80,6 +80,17 @@ def test_seeds_that_share_a_split_are_one_unit() -> None:
     split = x.mean(axis=1).reshape(2, 3).mean(axis=1)
     assert found and found.units == 2 and found.over_units == pytest.approx(split.var(ddof=1) / 2)
     assert found.margin() == pytest.approx(12.7062047 * split.std(ddof=1) / math.sqrt(2))
+
+
+def test_splits_that_lie_close_by_chance_do_not_shorten_the_interval_of_their_runs() -> None:
+    values = [np.array([x]) for x in (1.0, 2.0, 3.0, 1.1, 2.0, 2.9)]
+    found = variance(values, units=[0, 0, 0, 1, 1, 1])
+    assert found and found.over_units == pytest.approx(0.0, abs=1e-15)
+    within = np.mean([np.var([1.0, 2.0, 3.0], ddof=1), np.var([1.1, 2.0, 2.9], ddof=1)])
+    assert found.error == pytest.approx(math.sqrt(within / 6))
+    assert found.margin() == pytest.approx(scipy_stats.t.ppf(0.975, 4) * found.error)
+    assert found.p_value(found.margin(0.01)) == pytest.approx(0.01)
+    assert found.freedom() == pytest.approx(4)
 
 
 def test_unequal_splits_weigh_as_many_as_their_seeds() -> None:

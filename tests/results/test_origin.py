@@ -13,7 +13,7 @@ import pytest
 
 from kdbench import hashing
 from kdbench.plan.config import from_json
-from kdbench.results import agree, store
+from kdbench.results import agree, origin, store
 from kdbench.results.record import Record, dumps, group_of, loads, seal
 
 PUBLISHED = Path(__file__).parent.parent.parent / "leaderboard" / "records"
@@ -115,6 +115,19 @@ def test_a_forgery_is_refused_and_its_field_named(case: str, kd: Body, tmp_path:
     report = store.validate([tmp_path])
     assert {fault.field for fault in report.problems} == {field}, report.problems
     assert report.valid == 0
+
+
+def test_a_card_may_change_after_records_of_an_older_protocol(kd: Body, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faults(*changes: Change) -> list[str]:
+        record = resealed(kd, lambda body: [change(body) for change in changes])
+        return [fault.field for fault in origin.faults(record)]
+
+    longer = option("trainer", "max_epochs", 7)
+    assert faults(longer) == []
+    assert faults(longer, words("kdbench run", "kdbench run trainer.max_epochs=7")) == []
+    assert faults(longer, words("kdbench run", "kdbench run trainer.max_epochs=8")) == ["command"]
+    monkeypatch.setattr(origin, "PROTOCOL", 1)
+    assert faults(longer) == ["command"]
 
 
 @pytest.mark.slow

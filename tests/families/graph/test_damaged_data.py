@@ -114,7 +114,7 @@ def lines(file: str, line: int, text: str) -> bytes:
 
 def test_a_sound_text_graph_is_loaded(publish: Publish) -> None:
     publish("cora_text", cora_text())
-    graph = data.load("cora_text", NodeData(), 0)
+    graph = data.load("cora_text", NodeData(split="seed"), 0)
     assert len(graph.texts) == TEXTS and int(graph.y[38]) == -1 and int(graph.split[38]) == data.UNLABELLED
 
 
@@ -153,7 +153,7 @@ def test_a_sound_text_graph_is_loaded(publish: Publish) -> None:
 def test_a_damaged_text_graph_is_refused(publish: Publish, file: str, content: bytes, message: str) -> None:
     publish("cora_text", cora_text(**{file: content}))
     with pytest.raises(DataError, match=message):
-        data.load("cora_text", NodeData(), 0)
+        data.load("cora_text", NodeData(split="seed"), 0)
 
 
 # Planetoid and OGB
@@ -221,7 +221,7 @@ TEXT = "12\n" + "3 2\n5 2 1 2\n0 1 0\n0 1 0\n2 0\n1 0\n4 0\n" * 6
 def test_a_damaged_set_in_the_text_format_is_refused(publish: Publish, text: str, message: str) -> None:
     publish("mutag", {"MUTAG.txt.gz": gzip.compress(text.encode())})
     with pytest.raises(DataError, match=message):
-        graph_data.load("mutag", GraphData())
+        graph_data.load("mutag", GraphData(split="fixed"), 0)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_damaged_set_in_the_text_format_is_refused(publish: Publish, text: str
 def test_a_damaged_archive_is_named(publish: Publish, content: bytes) -> None:
     publish("mutag", {"MUTAG.txt.gz": content})
     with pytest.raises(DataError, match=r"MUTAG\.txt\.gz(:1: '' does not fit| cannot be read: )"):
-        graph_data.load("mutag", GraphData())
+        graph_data.load("mutag", GraphData(split="fixed"), 0)
 
 
 MOLECULES = 12
@@ -260,7 +260,7 @@ def molbace(publish: Publish, **changed: bytes) -> None:
 
 def test_sound_molecules_are_loaded(publish: Publish) -> None:
     molbace(publish)
-    loaded = graph_data.load("molbace", GraphData())
+    loaded = graph_data.load("molbace", GraphData(split="fixed"), 0)
     assert [len(loaded.ids(split)) for split in inputs.SPLITS] == [8, 2, 2]
 
 
@@ -305,7 +305,7 @@ def test_sound_molecules_are_loaded(publish: Publish) -> None:
 def test_damaged_molecules_are_refused(publish: Publish, file: str, content: bytes, message: str) -> None:
     molbace(publish, **{file: content})
     with pytest.raises(DataError, match=message):
-        graph_data.load("molbace", GraphData())
+        graph_data.load("molbace", GraphData(split="fixed"), 0)
 
 
 def test_a_graph_without_edges_among_others_is_trained_on(publish: Publish, do: Callable[..., Outcome]) -> None:

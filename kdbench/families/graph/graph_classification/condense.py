@@ -120,7 +120,7 @@ def settings(
 
 
 def stage(data: GraphSet, options: Mapping[str, Any]) -> Stage:
-    """The stage that condenses the training graphs; it depends on no run seed and no student."""
+    """The stage that condenses the training graphs; it depends on the split, and on no other seed and no student."""
 
     def run(folder: Path, upstream: Mapping[str, StageResult]) -> Mapping[str, Any]:
         train = data.graphs.take(data.ids("train"))

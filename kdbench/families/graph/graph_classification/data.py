@@ -130,9 +130,10 @@ class GraphSet:
 
 
 @remembered(4)
-def load(name: str, options: GraphData) -> GraphSet:
-    """The data set ``name``. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
-    data, described = read(name, options), dataset(name)
+def load(name: str, options: GraphData, seed: int) -> GraphSet:
+    """The data set ``name`` for one run seed. Raises :class:`kdbench.errors.DataError` for files that are not sound."""
+    split = axis(seed, "split") if options.split == "random" else 0
+    data, described = read(name, options, split), dataset(name)
     if not data.graphs.edges.shape[1]:
         raise DataError(f"{data.name} has no edge in any of its {len(data.graphs)} graphs.")
     hint = " Take more data.graphs." if described.generated else ""
@@ -142,20 +143,20 @@ def load(name: str, options: GraphData) -> GraphSet:
     return data
 
 
-def read(name: str, options: GraphData) -> GraphSet:
-    """The data set ``name``, before any check of the whole."""
+def read(name: str, options: GraphData, split: int) -> GraphSet:
+    """The data set ``name`` with one of its splits, before any check of the whole."""
     data = dataset(name)
     how = reading_options(data)
-    return replace(READERS[data.reader](data, how, options), how=how)
+    return replace(READERS[data.reader](data, how, options, split), how=how)
 
 
-def permuted_split(graphs: int, validation: float = 0.1, test: float = 0.1) -> Tensor:
-    """80/10/10 % or other shares, the same for every seed: ``p = RandomState(0).permutation(graphs)``.
+def permuted_split(graphs: int, seed: int, validation: float = 0.1, test: float = 0.1) -> Tensor:
+    """80/10/10 % or other shares: ``p = RandomState(seed).permutation(graphs)``.
 
     The first ``⌊(validation + test)·graphs⌋`` of ``p`` are held out: the first of them validate, by their share, the
     others test.
     """
-    order = np.random.RandomState(0).permutation(graphs)
+    order = np.random.RandomState(seed).permutation(graphs)
     held = int((validation + test) * graphs)
     validating = int(held * validation / (validation + test))
     groups = np.full(graphs, TRAIN)
@@ -183,7 +184,7 @@ MOTIFS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int, int], ...], float], .
 """Node labels, edges with their labels, and the share of class 0 among the graphs that have the motif."""
 
 
-def motifs(data: Dataset, how: Motifs, options: GraphData) -> GraphSet:
+def motifs(data: Dataset, how: Motifs, options: GraphData, split: int) -> GraphSet:
     """Random trees of 4 to 8 nodes (mostly of label 0) with three motifs hung on; the class tells which are likely."""
     rng = np.random.default_rng(axis(0, "motifs"))
     y = rng.permutation(np.arange(options.graphs) % 2)
@@ -211,7 +212,7 @@ def motifs(data: Dataset, how: Motifs, options: GraphData) -> GraphSet:
     both, both_labels, sizes = _both_directions(once[:, :2].T, once[:, 2:], sizes)
     graphs = assemble(np.concatenate(labels)[:, None], both, both_labels, y, nodes, sizes)
     sha256 = digest({"labels": np.concatenate(labels).tolist(), "edges": pairs, "y": y.tolist()})
-    return GraphSet(data.name, graphs, permuted_split(options.graphs), sha256)
+    return GraphSet(data.name, graphs, permuted_split(options.graphs, split), sha256)
 
 
 def _both_directions(
@@ -222,7 +223,7 @@ def _both_directions(
     return both, labels.repeat(2, axis=0), 2 * sizes
 
 
-def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
+def tu(data: Dataset, how: TU, options: GraphData, split: int) -> GraphSet:
     """A TU set, split by :func:`permuted_split`; with ``how.degrees`` they take the place of node labels.
 
     Its files are the collection's own (:func:`read_collection`) or one in DGCNN's text format: the number of graphs,
@@ -246,13 +247,13 @@ def tu(data: Dataset, how: TU, options: GraphData) -> GraphSet:
             f"{data.name} has no labels of nodes ({data.name}_node_labels.txt): say 'degrees: true' to take degrees."
         )
     graphs = assemble(labels, read.pairs, read.pair_labels, y, read.nodes, read.sizes)
-    return GraphSet(data.name, graphs, permuted_split(len(graphs), how.validation, how.test), sha256)
+    return GraphSet(data.name, graphs, permuted_split(len(graphs), split, how.validation, how.test), sha256)
 
 
 OGB_TABLES = ("edge", "edge-feat", "graph-label", "node-feat", "num-edge-list", "num-node-list")
 
 
-def ogb(data: Dataset, how: OGB, options: GraphData) -> GraphSet:
+def ogb(data: Dataset, how: OGB, options: GraphData, split: int) -> GraphSet:
     """Molecules of OGB with one of its own splits (its files list each edge once)."""
     parts = [f"split/{how.split}/{part}" for part in OGB_SPLITS]
     listed = [f"{name}.csv.gz" for name in (*(f"raw/{table}" for table in OGB_TABLES), *parts)]
@@ -263,10 +264,10 @@ def ogb(data: Dataset, how: OGB, options: GraphData) -> GraphSet:
     nodes, once, y = (tables[f"raw/{name}"][:, 0] for name in ("num-node-list", "num-edge-list", "graph-label"))
     pairs, labels, sizes = _both_directions(tables["raw/edge"].T, tables["raw/edge-feat"], once)
     graphs = assemble(tables["raw/node-feat"], pairs, labels, y, nodes, sizes)
-    split = inputs.disjoint({files[name]: tables[name][:, 0] for name in parts}, len(y), "graph")
-    if (split < 0).any():
-        raise DataError(f"Graph {(split < 0).argmax()} is in none of {', '.join(files[name] for name in parts)}.")
-    return GraphSet(data.name, graphs, torch.from_numpy(split), sha256)
+    groups = inputs.disjoint({files[name]: tables[name][:, 0] for name in parts}, len(y), "graph")
+    if (groups < 0).any():
+        raise DataError(f"Graph {(groups < 0).argmax()} is in none of {', '.join(files[name] for name in parts)}.")
+    return GraphSet(data.name, graphs, torch.from_numpy(groups), sha256)
 
 
 def _table(path: Path) -> np.ndarray:
@@ -299,7 +300,7 @@ def _check_tables(tables: Mapping[str, np.ndarray], files: Mapping[str, str], cl
     check("edge", "node", 0, nodes.repeat(once))
 
 
-READERS: dict[str, Callable[[Dataset, Any, GraphData], GraphSet]] = {"motifs": motifs, "tu": tu, "ogb": ogb}
+READERS: dict[str, Callable[[Dataset, Any, GraphData, int], GraphSet]] = {"motifs": motifs, "tu": tu, "ogb": ogb}
 
 
 def concatenate(parts: Sequence[Graphs]) -> Graphs:

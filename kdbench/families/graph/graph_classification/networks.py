@@ -79,7 +79,11 @@ class GAT(nn.Module):
 
 
 class GraphNet(nn.Module):
-    """``states[l]`` are the convolutions, a ReLU between two; the pooled last state passes dropout and the head."""
+    """``states[l]`` are the convolutions, a ReLU between two; the pooled last state passes dropout and the head.
+
+    ``norm=batch`` puts batch norm after every convolution; with ``readout=all`` the head reads the pooled states of all
+    layers and of the labels' embedding, side by side (Xu et al., arXiv 1810.00826, section 4.2).
+    """
 
     def __init__(
         self,
@@ -98,16 +102,20 @@ class GraphNet(nn.Module):
             "gin": lambda: GIN(width),
         }
         self.states = nn.ModuleList(makers[options.name]() for _ in range(options.layers))
-        self.pool, self.dropout = options.pool, nn.Dropout(options.dropout)
-        self.head = nn.Linear(width, classes)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in self.states if options.norm == "batch")
+        self.pool, self.dropout, self.all = options.pool, nn.Dropout(options.dropout), options.readout == "all"
+        self.head = nn.Linear(width * (options.layers + 1 if self.all else 1), classes)
 
     def embed(self, batch: Batch) -> Tensor:
-        """The nodes' last states ``[n, width]``."""
+        """The nodes' states that are pooled: ``[n, width]``, or ``[n, (layers + 1) · width]`` for all of them."""
         x: Tensor = self.nodes(batch.x)
+        states = [x]
         for place, state in enumerate(self.states):
             embedded = self.edges[place](batch.edge_attr) if self.edges else None
             x = state(x if place == 0 else x.relu(), batch.edge_index, embedded)
-        return x
+            x = self.norms[place](x) if self.norms else x
+            states.append(x)
+        return torch.cat(states, dim=1) if self.all else x
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits ``[b, classes]``; where the batch says which nodes to ``read``, only those are pooled."""

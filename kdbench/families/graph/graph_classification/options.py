@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval
 
 from kdbench.plan.metrics import ACCURACY, AUC, share
-from kdbench.plan.options import LATER
+from kdbench.plan.options import LATER, Before
 from kdbench.plan.own import OrOwn
 
 
@@ -16,6 +16,9 @@ from kdbench.plan.own import OrOwn
 class GraphData:
     """A set of small labelled graphs."""
 
+    split: Annotated[Literal["random", "fixed"], Before("fixed")] = "random"
+    """random: the run seed draws which graphs train, validate and test; fixed: one draw for all seeds. A set with a
+    split of its own (molbace) keeps it."""
     batch_size: Annotated[int, Gt(0)] = 64
     """Training graphs a step."""
     graphs: Annotated[int, Gt(19)] = 400
@@ -44,6 +47,10 @@ class GraphStudent:
     """Dropout of the pooled state."""
     pool: Literal["sum", "mean"] = "sum"
     """How the nodes' last states make the graph's."""
+    norm: Annotated[Literal["none", "batch"], LATER] = "none"
+    """batch: batch norm after every convolution."""
+    readout: Annotated[Literal["last", "all"], LATER] = "last"
+    """Which states are pooled: the last alone, or the labels' embedding and every convolution's, side by side."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,14 @@ class GraphTeacher:
     """Dropout of the pooled state."""
     pool: Literal["sum", "mean"] = "sum"
     """How the nodes' last states make the graph's."""
+    norm: Annotated[Literal["none", "batch"], LATER] = "none"
+    """batch: batch norm after every convolution."""
+    readout: Annotated[Literal["last", "all"], LATER] = "last"
+    """Which states are pooled: the last alone, or the labels' embedding and every convolution's, side by side."""
     epochs: Annotated[int, Gt(0)] = 30
     """Epochs of the teacher's training."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the teacher's training; one teacher serves all run seeds."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Seed of the teacher's training; null draws it from the run seed, and any other serves all run seeds."""
     source: Annotated[Literal["trained", "outputs"], LATER] = "trained"
     """trained: as above; outputs: logits computed elsewhere, read from ``path``."""
     path: Annotated[str | None, LATER] = None
@@ -96,7 +107,7 @@ class TU(Motifs):
     degrees: bool = False
     """Take the nodes' degrees in the place of their labels."""
     validation: Annotated[float, Interval(gt=0, lt=1)] = 0.1
-    """Share of the graphs for validation, drawn at random, the same for every seed."""
+    """Share of the graphs for validation, drawn at random."""
     test: Annotated[float, Interval(gt=0, lt=1)] = 0.1
     """Share of the graphs for the test."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torchmetrics.functional.classification import binary_auroc, multiclass_confusion_matrix
 
+from kdbench.axes import teacher_seed
 from kdbench.engine import inputs, outputs, own
 from kdbench.engine.classification import encode
 from kdbench.engine.loaders import Loaders, Rows
@@ -129,7 +130,7 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
 
     def __init__(self, config: RunConfig[GraphData, GraphStudent, GraphTeacher], store: StageStore) -> None:
         super().__init__(config, store)
-        self.graphs = load(config.dataset, config.data)
+        self.graphs = load(config.dataset, config.data, config.seed)
 
     @cached_property
     def facts(self) -> DataFacts:
@@ -182,10 +183,12 @@ class GraphTask(Task[GraphData, GraphStudent, GraphTeacher]):
         if self.brought:
             return ()
         options, data = self.config.teacher, self.graphs
-        network = {name: getattr(options, name) for name in ("name", "width", "layers", "dropout", "pool", "options")}
+        of_network = ("name", "width", "layers", "dropout", "pool", "norm", "readout", "options")
+        network = {name: getattr(options, name) for name in of_network}
         inputs = {**network, "data": data.sha256, "split": data.split_sha256, "batch_size": self.config.data.batch_size}
-        loaders = graph_loaders(data, self.config.data.batch_size, options.seed)
-        return [self.teacher_stage("teacher", inputs, options.epochs, options.seed, loaders)]
+        seed = teacher_seed(options.seed, self.config.seed)
+        loaders = graph_loaders(data, self.config.data.batch_size, seed)
+        return [self.teacher_stage("teacher", inputs, options.epochs, seed, loaders)]
 
     def frozen(self, network: nn.Module) -> FrozenTeacher:
         """The teacher in float64, its logits rounded to float32: they do not depend on the batch around a graph."""

@@ -26,6 +26,7 @@ from kdbench.families.graph.node_classification.graphs import (
     NodeGraph,
     check_pairs,
     clean,
+    drawn_split,
     shuffled_split,
     with_words,
 )
@@ -39,8 +40,8 @@ from kdbench.plan.datasets import Dataset, dataset, fetch, reading_options
 def load(name: str, options: NodeData, split_seed: int) -> NodeGraph:
     """The data set ``name`` for one run seed. Raises :class:`kdbench.errors.DataError` when its files are not sound."""
     data = dataset(name)
-    split = split_seed % 2 if options.split == "seed" else int(options.split)
-    graph = read(name, options, split)
+    drawn = {"random": axis(split_seed, "split"), "seed": split_seed % 2}
+    graph = read(name, options, drawn[options.split] if options.split in drawn else int(options.split))
     if not graph.edges.shape[1]:
         raise DataError(f"{data.name} has no edge between two nodes: its nodes cannot learn from each other.")
     hint = " Take more data.nodes or fewer data.classes." if data.generated else ""
@@ -87,8 +88,13 @@ def block_model(data: Dataset, how: BlockModel, options: NodeData, split: int) -
 
 
 def cane(data: Dataset, how: Cane, options: NodeData, split: int) -> NodeGraph:
-    """Cora with abstracts (CANE copy), its published TAPE split and the DeBERTa features tuned on that split."""
-    files = ["data.txt", "graph.txt", "group.txt", "lm_align.npz", f"lm_emb_seed{split}.npy"]
+    """Cora with abstracts (CANE copy): a TAPE split and the DeBERTa features tuned on it, or a random split without.
+
+    The features have seen the labels of their split's training nodes, so that no other split may use them.
+    """
+    files = ["data.txt", "graph.txt", "group.txt"]
+    if published := options.split != "random":
+        files += ["lm_align.npz", f"lm_emb_seed{split}.npy"]
     paths, sha256 = fetch(data, files)
     names = how.class_names
     with inputs.reading(paths["data.txt"]):
@@ -98,12 +104,14 @@ def cane(data: Dataset, how: Cane, options: NodeData, split: int) -> NodeGraph:
         y = np.array([int(label or 0) for label in labels])
     with inputs.reading(paths["graph.txt"]):
         pairs = np.loadtxt(paths["graph.txt"], dtype=np.int64, ndmin=2)
-    with inputs.reading(paths["lm_align.npz"]), np.load(paths["lm_align.npz"]) as align:
-        groups = align[f"split_seed{split}"]
     count = inputs.same_length({str(paths["data.txt"]): len(texts), str(paths["group.txt"]): len(y)})
     y = inputs.integers(y, paths["group.txt"], "label", 0, len(names), lines=True)
     y[[not label for label in labels]] = -1
     check_pairs(pairs, paths["graph.txt"], count, lines=True)
+    if not published:
+        return with_words(data.name, options, pairs.T, y, drawn_split(y, split), texts, names, None, sha256)
+    with inputs.reading(paths["lm_align.npz"]), np.load(paths["lm_align.npz"]) as align:
+        groups = align[f"split_seed{split}"]
     inputs.numbers(groups, f"{paths['lm_align.npz']}: split_seed{split}", (count,))
     groups = inputs.integers(groups, paths["lm_align.npz"], "split", TRAIN, UNLABELLED + 1)
     groups[y < 0] = UNLABELLED

@@ -68,6 +68,13 @@ def shuffled_split(nodes: int, seed: int) -> np.ndarray:
     return groups
 
 
+def drawn_split(y: np.ndarray, seed: int) -> np.ndarray:
+    """:func:`shuffled_split` of the nodes that have a class (``y`` ≥ 0), the others unlabelled: int64 ``[nodes]``."""
+    groups, known = np.full(len(y), UNLABELLED), np.flatnonzero(y >= 0)
+    groups[known] = shuffled_split(len(known), seed)
+    return groups
+
+
 def check_pairs(pairs: np.ndarray, where: Path | str, nodes: int, lines: bool = False) -> None:
     """Raise :class:`DataError` unless ``pairs`` ``[e, 2]`` are numbers of nodes that exist."""
     if len(pairs):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
+from torch_geometric.nn import Linear as GlorotLinear
 
 from kdbench.errors import UsageError
 from kdbench.families.graph import templates  # noqa: F401  (before the first layer is made)
@@ -51,8 +52,6 @@ class GNN(nn.Module):
     def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
         super().__init__()
         width, dropout = options.width, options.dropout
-        if options.name == "gat" and width % HEADS:
-            raise UsageError(f"student.width={width} must be a multiple of {HEADS} for gat.")
         layers = [Block(nn.Linear(inputs, width), width, dropout, convolution=False)]
         layers += [
             Block(convolution(options.name, width), width, dropout, convolution=True) for _ in range(options.layers)
@@ -67,6 +66,44 @@ class GNN(nn.Module):
             x = state(x, edges)
         logits: Tensor = self.head(self.post(x, edges))
         return logits
+
+
+class PlainGNN(nn.Module):
+    """``states[0]`` projects the words, ``states[l]`` is the l-th convolution, ReLU and dropout between; linear head.
+
+    ``z = W_h conv_k( drop(relu( … conv_1( W_0 drop(x) ) )) )``. With a GCN it is the network of Kipf and Welling
+    (arXiv 1609.02907): W_0 is the first convolution's own weight, as with a GAT, and the last state has a head of its
+    own, so that all states have one width.
+    """
+
+    def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
+        super().__init__()
+        convolutions = [convolution(options.name, options.width) for _ in range(options.layers)]
+        projection = GlorotLinear(inputs, options.width, weight_initializer="glorot", bias_initializer="zeros")
+        if options.name in ("gcn", "gat"):
+            convolutions[0].lin = nn.Identity()
+        self.states = nn.ModuleList([projection, *convolutions])
+        self.dropout = nn.Dropout(options.dropout)
+        self.head = nn.Linear(options.width, classes)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits ``[n, classes]`` for features ``x`` ``[n, inputs]`` and ``edges`` int64 ``[2, e]``."""
+        projection, first, *others = self.states
+        x = first(projection(self.dropout(x)), edges)
+        for state in others:
+            x = state(self.dropout(x.relu()), edges)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+LAYOUTS: dict[str, type[GNN | PlainGNN]] = {"blocks": GNN, "plain": PlainGNN}
+
+
+def network(inputs: int, classes: int, options: NodeStudent) -> GNN | PlainGNN:
+    """A freshly initialised student in the layout of its options."""
+    if options.name == "gat" and options.width % HEADS:
+        raise UsageError(f"student.width={options.width} must be a multiple of {HEADS} for gat.")
+    return LAYOUTS[options.layout](inputs, classes, options)
 
 
 def normalised_adjacency(edges: Tensor, nodes: int) -> Tensor:

@@ -16,8 +16,9 @@ from kdbench.plan.own import OrOwn
 class NodeData:
     """A node-classification data set as the student sees it."""
 
-    split: Literal["seed", "0", "1"] = "seed"
-    """Which of two splits; 'seed' takes the run seed modulo 2."""
+    split: Literal["random", "seed", "0", "1"] = "random"
+    """random: the run seed draws 60/20/20 % train, validation, test; 0 and 1: two fixed splits, on cora_text those that
+    its language-model features were tuned on; seed: the run seed modulo 2. A set with a split of its own keeps it."""
     words: Annotated[int, Ge(0)] | None = 1000
     """Words of the student's TF-IDF input, most frequent first; 0 hides all text (constant input), null keeps all.
     Data sets with features of their own (cora, pubmed, arxiv) keep those."""
@@ -51,8 +52,11 @@ class NodeStudent:
     """Width of every state."""
     layers: Annotated[int, Gt(0)] = 2
     """Message-passing layers; the teacher gives one feature per hop 0…layers."""
+    layout: Annotated[Literal["blocks", "plain"], LATER] = "blocks"
+    """blocks: as above, each with batch norm, dropout, PReLU and rows of unit length; plain: dropout, projection,
+    convolutions with ReLU and dropout between them, linear head."""
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.2
-    """Dropout in every block."""
+    """Dropout in every block, or of the input and between convolutions."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class NodeTeacher:
     """llm: rank of the LoRA adapters."""
     quantize: Literal["auto", "none", "nf4"] = "auto"
     """llm: 4-bit base weights; auto takes them where CUDA and bitsandbytes are there."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the teacher's own training; one teacher serves all run seeds."""
+    seed: Annotated[int, Ge(0)] | None = None
+    """Seed of the teacher's own training; null draws it from the run seed, and any other serves all run seeds."""
     cache: bool = True
     """Read the teacher's outputs from the cache instead of computing them at every step; the numbers are the same."""
 

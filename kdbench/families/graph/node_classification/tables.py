@@ -12,7 +12,7 @@ import torch
 from kdbench.engine import inputs
 from kdbench.errors import DataError, unknown
 from kdbench.families.graph.node_classification import graphs
-from kdbench.families.graph.node_classification.graphs import SPLITS, UNLABELLED, NodeGraph, shuffled_split
+from kdbench.families.graph.node_classification.graphs import SPLITS, UNLABELLED, NodeGraph, drawn_split
 from kdbench.families.graph.node_classification.options import CsvText, NodeData, NpzGraph
 from kdbench.plan.datasets import Dataset, fetch, folder_of
 
@@ -45,18 +45,11 @@ def npz_graph(data: Dataset, how: NpzGraph, options: NodeData, split: int) -> No
         inputs.same_length({f"{path}: y": count, f"{path}: split": len(groups)})
         groups[y < 0] = UNLABELLED
     else:
-        groups = _drawn(y, split)
+        groups = drawn_split(y, split)
     names = how.class_names or [f"class {c}" for c in range(int(y.max()) + 1)]
     edges = graphs.clean(torch.from_numpy(arrays["edges"].astype(np.int64)))
     tensors = torch.from_numpy(x), edges, torch.from_numpy(y), torch.from_numpy(groups)
     return NodeGraph(data.name, *tensors, [], names, None, sha256)
-
-
-def _drawn(y: np.ndarray, seed: int) -> np.ndarray:
-    """60/20/20 % of the nodes that have a class."""
-    groups, known = np.full(len(y), UNLABELLED), np.flatnonzero(y >= 0)
-    groups[known] = shuffled_split(len(known), seed)
-    return groups
 
 
 def csv_text(data: Dataset, how: CsvText, options: NodeData, split: int) -> NodeGraph:
@@ -72,7 +65,7 @@ def csv_text(data: Dataset, how: CsvText, options: NodeData, split: int) -> Node
         place[name] = row
     names = sorted(set(columns[how.label]) - {""})
     y = np.array([names.index(label) if label else -1 for label in columns[how.label]])
-    groups = _drawn(y, split) if how.split is None else _named_split(columns[how.split], y, where)
+    groups = drawn_split(y, split) if how.split is None else _named_split(columns[how.split], y, where)
     pairs = _pairs(paths[how.edges], place)
     texts = columns[how.text]
     return graphs.with_words(data.name, options, pairs, y, groups, texts, names, None, sha256)

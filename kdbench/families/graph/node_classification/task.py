@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.axes import teacher_seed
 from kdbench.engine import inputs, outputs, own
 from kdbench.engine.classification import Classification, encode, number_loaders, scores_of
 from kdbench.engine.loaders import Loaders
@@ -18,7 +19,7 @@ from kdbench.engine.teachers import FrozenTeacher, Outputs
 from kdbench.families.graph.node_classification import teacher as teachers
 from kdbench.families.graph.node_classification.data import load
 from kdbench.families.graph.node_classification.graphs import SPLITS, NodeGraph
-from kdbench.families.graph.node_classification.networks import GNN
+from kdbench.families.graph.node_classification.networks import network
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent, NodeTeacher
 from kdbench.plan.config import RunConfig
 from kdbench.plan.datasets import dataset
@@ -81,7 +82,7 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
         if module_of(options.name):
             dictated = {"inputs": self.graph.x.shape[1], "classes": self.graph.classes}
             return own.build(options.name, "student", options.options, **dictated)
-        return GNN(self.graph.x.shape[1], self.graph.classes, self.config.student)
+        return network(self.graph.x.shape[1], self.graph.classes, self.config.student)
 
     def module(self, student: nn.Module) -> NodeClassification:
         return NodeClassification(student, self.config, self.graph)
@@ -102,7 +103,9 @@ class NodeTask(Task[NodeData, NodeStudent, NodeTeacher]):
     def stages(self) -> Sequence[Stage]:
         if self.brought:
             return ()
-        return teachers.stages(self.graph, self.config.teacher, self.config.student.layers)
+        options = self.config.teacher
+        seed = teacher_seed(options.seed, self.config.seed)
+        return teachers.stages(self.graph, options, self.config.student.layers, seed)
 
     def live_teacher(self) -> FrozenTeacher:
         if self.brought:

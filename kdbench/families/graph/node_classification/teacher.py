@@ -7,7 +7,7 @@ self-loops) stands for "the encoder sees l hops"; the record says which.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kdbench.engine.inputs import numbers
 from kdbench.engine.stages import Stage, StageResult
 from kdbench.errors import UsageError
+from kdbench.families.graph import logistic
 from kdbench.families.graph.node_classification import networks as models
 from kdbench.families.graph.node_classification import prompts
 from kdbench.families.graph.node_classification.graphs import NodeGraph, require_texts, tfidf
@@ -28,7 +29,6 @@ from kdbench.hashing import digest, file_digest
 from kdbench.networks import instruction_tuning, language_model, sentence_encoder
 from kdbench.plan.options import plain
 
-STRENGTHS = (1.0, 10.0, 100.0)
 TINY = "tiny-llama"
 READ_OUT = 500  # validation nodes at most whose prompts the tuned language model answers
 
@@ -77,21 +77,25 @@ def text_graph(graph: NodeGraph) -> prompts.TextGraph:
     return prompts.TextGraph(list(graph.texts), neighbours, list(graph.class_names))
 
 
-def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
+def stages(graph: NodeGraph, options: NodeTeacher, hops: int, seed: int) -> list[Stage]:
     """``teacher-features`` (with ``teacher-tuning`` before it for a language model), then ``teacher-head``.
 
+    Features that no label has entered serve every split, those of a language model the seed that it is tuned with too.
     Raises :class:`UsageError` when the source reads texts and the data set has none, or a file of another shape.
     """
     if options.source in ("llm", "minilm"):
         require_texts(graph, options.source)
     if options.source == "file":
         _checked(_read(_file(options)), graph, hops, options.model)  # before any work is done for it
-    inputs = {"data": graph.sha256, "split": graph.split_sha256, "hops": hops, **_relevant(options)}
+    inputs = {"data": graph.sha256, **_relevant(options)}
+    supervised = {**inputs, "split": graph.split_sha256, "hops": hops}
     plan = []
     needs: tuple[str, ...] = ()
     if options.source == "llm":
+        supervised["seed"] = seed
         needs = ("teacher-tuning",)
-        plan.append(Stage("teacher-tuning", inputs, lambda place, _: _tune(graph, options, hops, place)))
+        plan.append(Stage("teacher-tuning", supervised, lambda place, _: _tune(graph, options, seed, hops, place)))
+        inputs = supervised
 
     def encode(place: Path, upstream: Mapping[str, StageResult]) -> dict[str, Any]:
         features = _features(graph, options, hops, upstream)
@@ -102,7 +106,7 @@ def stages(graph: NodeGraph, options: NodeTeacher, hops: int) -> list[Stage]:
         return fit_head(graph, upstream["teacher-features"].folder, hops, place)
 
     plan.append(Stage("teacher-features", inputs, encode, needs=needs))
-    plan.append(Stage("teacher-head", inputs, fit, needs=("teacher-features",)))
+    plan.append(Stage("teacher-head", supervised, fit, needs=("teacher-features",)))
     return plan
 
 
@@ -114,7 +118,7 @@ def _relevant(options: NodeTeacher) -> dict[str, Any]:
     if options.source == "llm":
         base = Path(options.model)
         content = {"base": _folder_digest(base)} if base.is_dir() else {"model": options.model}
-        return {**{k: v for k, v in values.items() if k not in ("cache", "model")}, **content}
+        return {**{k: v for k, v in values.items() if k not in ("cache", "model", "seed")}, **content}
     return {"source": options.source}
 
 
@@ -133,7 +137,10 @@ def _file(options: NodeTeacher) -> Path:
 def _features(graph: NodeGraph, options: NodeTeacher, hops: int, upstream: Mapping[str, StageResult]) -> Tensor:
     if options.source == "cached":
         if graph.cached is None:
-            raise UsageError(f"No language-model features lie with {graph.name}; use another teacher.source.")
+            raise UsageError(
+                f"No language-model features of this split lie with {graph.name}; use another teacher.source, or a "
+                "published split where there is one (data.split=seed)."
+            )
         return graph.cached
     if options.source == "file":
         return _checked(_read(_file(options)), graph, hops, options.model)
@@ -188,7 +195,7 @@ def tuning_options(options: NodeTeacher) -> language_model.TuningOptions:
     )
 
 
-def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> dict[str, Any]:
+def _tune(graph: NodeGraph, options: NodeTeacher, seed: int, hops: int, folder: Path) -> dict[str, Any]:
     texts, train = text_graph(graph), graph.ids("train").tolist()
     examples = [
         (prompt, prompts.response(texts, int(graph.y[node])))
@@ -197,8 +204,8 @@ def _tune(graph: NodeGraph, options: NodeTeacher, hops: int, folder: Path) -> di
         if prompt is not None
     ]
     if options.model == TINY:
-        language_model.tiny_llama(folder / "base", options.seed, [prompt + answer for prompt, answer in examples])
-    result = instruction_tuning.tune(_base(folder, options), examples, tuning_options(options), folder, options.seed)
+        language_model.tiny_llama(folder / "base", seed, [prompt + answer for prompt, answer in examples])
+    result = instruction_tuning.tune(_base(folder, options), examples, tuning_options(options), folder, seed)
     return {
         "loss_first": result.loss_first,
         "loss_last": result.loss_last,
@@ -240,27 +247,23 @@ def build(graph: NodeGraph, hops: int, features: Path, head: Path) -> HopTeacher
 
 def fit_head(graph: NodeGraph, features: Path, hops: int, folder: Path) -> dict[str, Any]:
     """Multinomial logistic regression on the deepest hop of the training nodes, its strength chosen on validation."""
-    from sklearn.linear_model import LogisticRegression
-
     adjacency = models.normalised_adjacency(graph.edges, len(graph.y))
     network = HopTeacher(load_file(features / "features.safetensors")["features"], adjacency, hops, graph.classes)
     deepest = network.all_hops()[-1]
     scale = float(deepest.norm(dim=1).mean())
     if not 0 < scale < np.inf:
         raise UsageError(f"The teacher's features cannot be learnt from: their mean length is {scale}.")
-    x, y = (deepest / scale).numpy(), graph.y.numpy()
-    train, val = graph.ids("train").numpy(), graph.ids("val").numpy()
-    fitted = [LogisticRegression(C=c, max_iter=500, tol=1e-4).fit(x[train], y[train]) for c in STRENGTHS]
-    scores = [float(model.score(x[val], y[val])) for model in fitted]
-    best = fitted[int(np.argmax(scores))]
-    weight, bias = torch.zeros(graph.classes, x.shape[1]), torch.full((graph.classes,), -1e4)
-    rows = torch.from_numpy(best.classes_)
-    weight[rows] = torch.from_numpy(best.coef_ / scale).float() if len(rows) > 2 else _binary(best.coef_ / scale)
-    bias[rows] = torch.from_numpy(best.intercept_).float() if len(rows) > 2 else _binary(best.intercept_)
-    save_file({"weight": weight.contiguous(), "bias": bias}, folder / "head.safetensors")
-    return {"strength": STRENGTHS[int(np.argmax(scores))], "val_accuracy": max(scores)}
+    fitted = logistic_on(deepest / scale, graph, logistic.STRENGTHS)
+    save_file({"weight": fitted.weight / scale, "bias": fitted.bias}, folder / "head.safetensors")
+    return {"strength": fitted.strength, "val_accuracy": fitted.value}
 
 
-def _binary(values: np.ndarray) -> Tensor:
-    half = torch.from_numpy(np.atleast_1d(values)).float() / 2
-    return torch.cat([-half, half])
+def logistic_on(x: Tensor, graph: NodeGraph, strengths: Sequence[float]) -> logistic.Logistic:
+    """Logistic regression on rows ``x`` ``[n, f]`` of the graph's nodes, chosen by accuracy on validation."""
+    train, val = (graph.ids(split).numpy() for split in ("train", "val"))
+    return logistic.fit(x.numpy(), graph.y.numpy(), train, val, graph.classes, accuracy, strengths)
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Share of rows whose largest logit is that of their class."""
+    return int((logits.argmax(dim=-1) == targets).sum()) / len(targets)

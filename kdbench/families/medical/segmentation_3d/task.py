@@ -97,6 +97,10 @@ class Segmentation(DistillationModule):
         """The means' terms by case and class without background; ``targets`` are the voxels of each class."""
         return self._outcomes[split]
 
+    def collapsed(self, scores: Mapping[str, float]) -> bool:
+        """Whether as many classes are absent as there are volumes to validate on, as when one is never predicted."""
+        return scores["absent"] >= len(self.volumes.cases["val"])
+
 
 def window_of(options: VolumeData) -> tuple[int, int, int]:
     """Voxels of an inference window."""

@@ -30,7 +30,7 @@ def real(name: str) -> GraphSet:
     info = dataset(name)
     if any(info.state(file)[0] != "present" for file in info.files):
         pytest.skip(f"the data set {name} is not here (KDBENCH_DATA)")
-    return load(name, GraphData())
+    return load(name, GraphData(split="fixed"), 0)
 
 
 def same(left: Graphs, right: Graphs) -> bool:
@@ -39,7 +39,7 @@ def same(left: Graphs, right: Graphs) -> bool:
 
 
 def test_taking_graphs_keeps_each_as_it_was() -> None:
-    graphs = graph_data.read("motifs", GraphData(graphs=20)).graphs
+    graphs = graph_data.read("motifs", GraphData(graphs=20), 0).graphs
     ids = torch.tensor([7, 0, 7, 19])
     taken = graphs.take(ids)
     node, edge = 0, 0
@@ -61,8 +61,16 @@ def test_taking_graphs_keeps_each_as_it_was() -> None:
     )
 
 
+def test_every_seed_draws_a_split_of_the_same_graphs() -> None:
+    drawn = [load("motifs", GraphData(), seed) for seed in range(10)]
+    assert len({data.split_sha256 for data in drawn}) == 10 and len({data.sha256 for data in drawn}) == 1
+    assert all([len(data.ids(split)) for split in ("train", "val", "test")] == [320, 40, 40] for data in drawn)
+    fixed = [load("motifs", GraphData(split="fixed"), seed) for seed in (0, 7)]
+    assert fixed[0].split_sha256 == fixed[1].split_sha256 not in {data.split_sha256 for data in drawn}
+
+
 def test_a_batch_is_a_pyg_batch() -> None:
-    graphs = graph_data.read("motifs", GraphData(graphs=20)).graphs
+    graphs = graph_data.read("motifs", GraphData(graphs=20), 0).graphs
     batch = graphs.batch(torch.tensor([3, 1]))
     assert batch.num_graphs == 2 and batch.rows.tolist() == [3, 1] and "read" not in batch
     assert batch.ptr.tolist() == [0, int(graphs.nodes[3]), int(graphs.nodes[[3, 1]].sum())]
@@ -70,7 +78,7 @@ def test_a_batch_is_a_pyg_batch() -> None:
 
 
 def test_generated_graphs() -> None:
-    data = load("motifs", GraphData())
+    data = load("motifs", GraphData(split="fixed"), 0)
     graphs = data.graphs
     assert len(graphs) == 400 and graphs.y.sum() == 200 and data.node_values == (4,) and data.edge_values == (2,)
     assert [len(data.ids(split)) for split in ("train", "val", "test")] == [320, 40, 40]
@@ -81,8 +89,8 @@ def test_generated_graphs() -> None:
     assert torch.equal(owner[graphs.edges[0]], torch.arange(400).repeat_interleave(graphs.sizes))
     assert (
         data.sha256
-        == load("motifs", GraphData(batch_size=3)).sha256
-        != graph_data.read("motifs", GraphData(graphs=30)).sha256
+        == load("motifs", GraphData(batch_size=3, split="fixed"), 0).sha256
+        != graph_data.read("motifs", GraphData(graphs=30), 0).sha256
     )
 
 
@@ -143,7 +151,7 @@ TEXT = "2\n3 2\n5 2 1 2\n0 1 0\n0 1 0\n2 0\n1 0\n4 0\n"
 
 def test_the_text_format(publish: Publish) -> None:
     publish("mutag", {"MUTAG.txt.gz": gzip.compress(TEXT.encode())})
-    graphs = graph_data.read("mutag", GraphData()).graphs
+    graphs = graph_data.read("mutag", GraphData(), 0).graphs
     assert graphs.x.tolist() == [[5], [0], [0], [1], [4]] and graphs.y.tolist() == [1, 0]
     assert graphs.edges.T.tolist() == [[1, 0], [2, 0], [0, 1], [0, 2]] and graphs.nodes.tolist() == [3, 2]
 
@@ -154,15 +162,15 @@ def test_a_broken_text_is_refused(publish: Publish, text: str) -> None:
     with pytest.raises(
         DataError, match=r"MUTAG\.txt\.gz(:\d+: '.*' does not fit a set of . graphs| holds \d graphs in \d lines)"
     ):
-        load("mutag", GraphData())
+        load("mutag", GraphData(split="fixed"), 0)
 
 
 def test_changed_and_missing_files_are_refused(publish: Publish) -> None:
     folder = publish("mutag", {"MUTAG.txt.gz": gzip.compress(TEXT.encode())})
     (folder / "MUTAG.txt.gz").write_bytes(b"other")
     with pytest.raises(DataError, match="is corrupt"):
-        load("mutag", GraphData())
+        load("mutag", GraphData(split="fixed"), 0)
     with pytest.raises(DataError, match=r"'nci1' lacks NCI1\.txt\.gz"):
-        load("nci1", GraphData())
+        load("nci1", GraphData(split="fixed"), 0)
     with pytest.raises(UsageError, match="'nci1'"):
-        load("nci", GraphData())
+        load("nci", GraphData(split="fixed"), 0)

@@ -50,13 +50,14 @@ def small(session: Session) -> SmallLoaders:
     return data
 
 
-def test_the_condensed_set_depends_on_no_seed_and_no_student(prepare: Callable[..., Session]) -> None:
+def test_the_condensed_set_depends_on_the_split_alone(prepare: Callable[..., Session]) -> None:
     def key(*words: str) -> str:
         (result,) = prepare("method=mirage", *words).store.results.values()
         return result.key
 
     first = key("seed=0")
-    assert first == key("seed=3") == key("student.name=gcn") == key("student.dropout=0.1", "method.sampling=uniform")
+    assert first != key("seed=3") and key("data.split=fixed") == key("seed=3", "data.split=fixed")
+    assert first == key("student.name=gcn") == key("student.dropout=0.1", "method.sampling=uniform")
     assert first == key("student.layers=5", "method.hops=2") == key("method.theta=[40,40]", "method.drop_shared=false")
     others = (
         key("student.layers=1"),
@@ -176,8 +177,11 @@ def test_the_untrained_student_is_the_one_that_alone_begins_with(do: Do, prepare
     assert outcome.record.costs.train_seconds == 0
 
 
-def test_the_teacher_is_trained_on_all_graphs_once_for_all_seeds(prepare: Callable[..., Session]) -> None:
-    sessions = [prepare("method=kd", "teacher.epochs=2", f"seed={seed}") for seed in (0, 1)]
+def test_the_teacher_is_of_the_run_seed_or_of_the_one_that_is_asked_for(prepare: Callable[..., Session]) -> None:
+    words = ("method=kd", "teacher.epochs=2", "data.split=fixed")
+    keys = [prepare(*words, f"seed={seed}").store.results["teacher"].key for seed in (0, 1)]
+    assert keys[0] != keys[1]
+    sessions = [prepare(*words, "teacher.seed=0", f"seed={seed}") for seed in (0, 1)]
     assert len({session.store.results["teacher"].key for session in sessions}) == 1
     task = sessions[0].task
     rows, more = task.batch_of(torch.tensor([5, 2])), task.batch_of(torch.arange(50))

@@ -29,7 +29,7 @@ def network(graphs: Graphs, name: str, layers: int = 2, **options: object) -> Gr
 
 
 def some_graphs(edge_labels: bool) -> Graphs:
-    graphs = read("motifs", GraphData(graphs=20)).graphs
+    graphs = read("motifs", GraphData(graphs=20), 0).graphs
     return graphs if edge_labels else replace(graphs, edge_labels=graphs.edge_labels[:, :0])
 
 
@@ -143,7 +143,7 @@ def test_a_run_whose_graphs_are_of_one_class_in_a_split_fails_with_the_reason(
     with pytest.raises(
         DataError, match=r"the val split has no example of class 0 \(train 9 of 16, val 0 of 2, test 1 of"
     ):
-        do("task=graph_classification", "method=alone", "data.graphs=20", "trainer.max_epochs=1")
+        do("task=graph_classification", "method=alone", "data.graphs=20", "data.split=fixed", "trainer.max_epochs=1")
     assert not list(tmp_path.rglob("record.json"))
 
 
@@ -165,3 +165,20 @@ def test_scores_do_not_depend_on_batches() -> None:
     assert module.details()["predictions"] == "".join(map(str, logits.argmax(1).tolist()))
     module.evaluate("test", {"logits": logits[:9]}, targets[:9])
     assert module.results("test") == scores(logits[:9], targets[:9])
+
+
+def test_all_states_are_read_side_by_side_after_batch_norm() -> None:
+    graphs = some_graphs(edge_labels=False)
+    batch = graphs.batch(torch.arange(20))
+    net = network(graphs, "gin", norm="batch", readout="all", pool="mean")
+    for norm in net.norms:
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+    x = net.nodes.tables[0].weight[graphs.x[:, 0]]
+    states = [x]
+    for place, (state, norm) in enumerate(zip(net.states, net.norms, strict=True)):
+        x = state(x.relu() if place else x, graphs.edges, None)
+        x = (x - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias  # type: ignore[operator]
+        states.append(x)
+    graph = batch.batch
+    pooled = torch.stack([torch.cat(states, dim=1)[graph == number].mean(dim=0) for number in range(20)])
+    torch.testing.assert_close(net(batch), net.head(pooled))

@@ -24,7 +24,7 @@ def training_graphs(name: str) -> Graphs:
     info = dataset(name)
     if any(info.state(file)[0] != "present" for file in info.files):
         pytest.skip(f"the data set {name} is not here (KDBENCH_DATA)")
-    data = load(name, GraphData())
+    data = load(name, GraphData(split="fixed"), 0)
     return data.graphs.take(data.ids("train"))
 
 
@@ -40,7 +40,7 @@ def tree(graphs: Graphs, node: int, depth: int) -> Tree:
 
 def some_graphs() -> Graphs:
     """Twelve graphs of the generated set, one with an isolated node."""
-    graphs = load("motifs", GraphData()).graphs.take(torch.arange(12))
+    graphs = load("motifs", GraphData(split="fixed"), 0).graphs.take(torch.arange(12))
     alone = Graphs(
         torch.cat([graphs.x, torch.tensor([[3]])]),
         graphs.edges,
@@ -110,7 +110,7 @@ def test_both_classes_need_a_set() -> None:
 
 
 def test_thresholds_are_the_options_else_the_data_sets_else_a_share_of_a_class() -> None:
-    data, own = load("nci1", GraphData()), load("proteins", GraphData())
+    data, own = load("nci1", GraphData(split="fixed"), 0), load("proteins", GraphData(split="fixed"), 0)
     assert settings(data, 3, None, (5, 6), None) == {"hops": 3, "theta": [5, 6], "drop_shared": True}
     assert settings(data, 3, 2, None, False) == {"hops": 2, "theta": [440, 570], "drop_shared": False}
     sizes = own.graphs.y[own.ids("train")].bincount().tolist()

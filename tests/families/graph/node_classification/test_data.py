@@ -82,12 +82,25 @@ def test_a_matrix_of_words_that_cannot_be_dense_is_refused(monkeypatch: pytest.M
 
 
 def test_seeds_alternate_between_two_splits() -> None:
-    options = NodeData(nodes=60)
+    options = NodeData(nodes=60, split="seed")
     read = [data.load("block_model", options, seed) for seed in range(4)]
     assert read[0].sha256 == read[2].sha256 != read[1].sha256 == read[3].sha256
     assert data.load("block_model", NodeData(nodes=60, split="1"), 0).sha256 == read[1].sha256
     with pytest.raises(UsageError, match="Did you mean 'cora'"):
         data.load("corra", options, 0)
+
+
+def test_every_seed_draws_a_split_of_its_own() -> None:
+    splits = [data.load("block_model", NodeData(nodes=60), seed).split_sha256 for seed in range(10)]
+    assert len(set(splits)) == 10
+    assert data.load("block_model", NodeData(nodes=60), 3).split_sha256 == splits[3]
+
+
+def test_a_drawn_split_leaves_out_nodes_without_a_class() -> None:
+    y = np.array([0, -1, 1, 1, -1, 0, 2])
+    groups = graphs.drawn_split(y, 5)
+    assert (groups[y < 0] == UNLABELLED).all()
+    assert groups[y >= 0].tolist() == graphs.shuffled_split(5, 5).tolist()
 
 
 def test_shuffled_split_is_tapes() -> None:
@@ -105,7 +118,7 @@ def test_shuffled_split_is_tapes() -> None:
 
 @pytest.mark.parametrize("split", [0, 1])
 def test_cora_text_is_as_its_source_says(real_data: Path, split: int) -> None:
-    graph = data.read("cora_text", NodeData(), split)
+    graph = data.read("cora_text", NodeData(split="seed"), split)
     degree = torch.bincount(graph.edges[0], minlength=2277)
     assert len(graph.y) == len(graph.texts) == 2277 and int((graph.y >= 0).sum()) == 2211
     assert undirected(graph) == 4771 and int((degree == 0).sum()) == 72
@@ -123,9 +136,16 @@ def test_cora_text_is_as_its_source_says(real_data: Path, split: int) -> None:
 
 
 def test_cora_texts_splits_differ_in_split_and_features_alone(real_data: Path) -> None:
-    zero, one = (data.read("cora_text", NodeData(), split) for split in (0, 1))
+    zero, one = (data.read("cora_text", NodeData(split="seed"), split) for split in (0, 1))
     assert zero.split_sha256 != one.split_sha256 and zero.sha256 != one.sha256
     assert torch.equal(zero.x, one.x) and torch.equal(zero.y, one.y) and torch.equal(zero.edges, one.edges)
+
+
+def test_random_splits_of_cora_text_share_all_else(real_data: Path) -> None:
+    zero, one = (data.read("cora_text", NodeData(), split) for split in (2, 3))
+    assert zero.sha256 == one.sha256 and zero.split_sha256 != one.split_sha256 and torch.equal(zero.x, one.x)
+    assert zero.cached is None, "the features have seen the labels of another split"
+    assert [len(zero.ids(name)) for name in ("train", "val", "test")] == [1326, 442, 443]
 
 
 def test_planetoid_cora_is_as_its_source_says(real_data: Path) -> None:

@@ -62,10 +62,10 @@ def local_base(folder: Path) -> Path:
     return language_model.tiny_llama(folder, 0, [prompt(asked, node, 0) or "" for node in range(NODES)], width=16)
 
 
-def keys(options: NodeTeacher) -> list[str]:
+def keys(options: NodeTeacher, seed: int = 0) -> list[str]:
     """Content addresses of the stages that need no other."""
     graph = read("block_model", NodeData(nodes=NODES), 0)
-    return [stage.key({}) for stage in teachers.stages(graph, options, 2) if not stage.needs]
+    return [stage.key({}) for stage in teachers.stages(graph, options, 2, seed) if not stage.needs]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_teachers_that_read_refuse_a_graph_without_texts(source: Any) -> None:
     made = read("block_model", NodeData(nodes=NODES), 0)
     graph = NodeGraph(**{**vars(made), "name": "cora", "texts": []})
     with pytest.raises(UsageError, match=f"teacher.source={source} reads texts, and there are none of cora"):
-        teachers.stages(graph, NodeTeacher(source=source), 2)
+        teachers.stages(graph, NodeTeacher(source=source), 2, 0)
 
 
 def test_cached_features_must_lie_with_the_data(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 from kdbench.engine.taps import Taps
 from kdbench.engine.teachers import FrozenTeacher
 from kdbench.errors import UsageError
+from kdbench.families.graph import logistic
 from kdbench.families.graph.node_classification import teacher as teachers
 from kdbench.families.graph.node_classification.data import NodeGraph, read
-from kdbench.families.graph.node_classification.networks import GNN, normalised_adjacency
+from kdbench.families.graph.node_classification.networks import GNN, PlainGNN, network, normalised_adjacency
 from kdbench.families.graph.node_classification.options import NodeData, NodeStudent
 from kdbench.families.graph.node_classification.teacher import HopTeacher
 
@@ -81,7 +82,23 @@ def test_the_blocks_are_the_released_ones() -> None:
 
 def test_gat_splits_its_width_into_heads() -> None:
     with pytest.raises(UsageError, match=r"student\.width=10 must be a multiple of 4"):
-        GNN(7, 3, NodeStudent(name="gat", width=10))
+        network(7, 3, NodeStudent(name="gat", width=10))
+
+
+def test_the_plain_layout_with_a_gcn_is_kipf_and_wellings_network() -> None:
+    torch.manual_seed(0)
+    plain = network(7, 3, NodeStudent(width=8, layout="plain", dropout=0.5)).eval()
+    assert isinstance(plain, PlainGNN)
+    x, adjacency = torch.randn(6, 7), dense(PATH, 6)
+    projection, first, second = plain.states
+
+    def values(parameter: Tensor) -> np.ndarray:
+        return parameter.detach().numpy()
+
+    hidden = adjacency @ (x.numpy() @ values(projection.weight).T + values(projection.bias)) + values(first.bias)
+    last = adjacency @ (np.maximum(hidden, 0) @ values(second.lin.weight).T) + values(second.bias)
+    wanted = last @ plain.head.weight.detach().numpy().T + plain.head.bias.detach().numpy()
+    np.testing.assert_allclose(plain(x, PATH).detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_normalised_adjacency_equals_dense_numpy() -> None:
@@ -141,7 +158,7 @@ def test_the_heads_probabilities_are_sklearns(tmp_path: Path, classes: int) -> N
     np.testing.assert_allclose(ours, model.predict_proba(deepest / scale), atol=1e-3)
     assert report["val_accuracy"] == pytest.approx(model.score(deepest[val] / scale, y[val]))
     best = max(
-        teachers.STRENGTHS,
+        logistic.STRENGTHS,
         key=lambda c: (
             LogisticRegression(C=c, max_iter=500, tol=1e-4)
             .fit(deepest[train] / scale, y[train])

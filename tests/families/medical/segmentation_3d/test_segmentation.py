@@ -134,6 +134,17 @@ def test_whole_volumes_are_predicted_by_windows_and_padding_is_not_scored(tmp_pa
     assert set(module.results("val").values()) == {Undefined("it has no volumes")}
 
 
+def test_a_class_that_is_predicted_nowhere_is_a_collapse(tmp_path: Path) -> None:
+    task = session(tmp_path, "method=alone").task
+    module = task.module(task.student()).eval()
+    for dead, wanted in ((2, True), (None, False)):
+        for batch in task.data().val_dataloader():
+            sure = torch.nn.functional.one_hot(batch.label[:, 0].clamp(min=0), 3).movedim(-1, 1).float()
+            logits = sure if dead is None else torch.where(torch.arange(3).view(1, 3, 1, 1, 1) == dead, -1.0, sure)
+            module.evaluate("val", {"logits": logits}, batch.label)
+        assert module.collapsed(module.scores("val")) == wanted
+
+
 def test_a_metric_whose_smallest_value_is_best_selects_teacher_and_student_so(tmp_path: Path) -> None:
     words = ["trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1", "trainer.accelerator=cpu", "teacher.epochs=2"]
     (config,) = expand(["task=hippocampus", "scale=tiny", "method=kd", *words])

@@ -11,7 +11,7 @@ A message-passing network of L layers sees of a node v its computation tree alon
 4. The student is trained on those alone, ``z_P = Σ_{roots r} h_r^(L)``, dropout, linear head, cross-entropy; P is drawn
    with a probability in proportion to its support. It is validated and tested on the task's own graphs.
 
-Nothing is trained in 1–3, and the set depends on no network but through L, so one set serves every student and seed.
+Nothing is trained in 1–3, and the set depends on no network but through L, so one set serves every student of a split.
 With L layers the roots' states equal the original nodes' for GIN and GAT; a GCN's degree norms differ on a tree.
 
 Budget: as many epochs as every other arm, and (``steps=data``) as many optimiser steps an epoch as an arm on the full
