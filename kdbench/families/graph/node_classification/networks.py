@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
+from torch_geometric.nn import Linear as GlorotLinear
 
 from kdbench.errors import UsageError
 from kdbench.families.graph import templates  # noqa: F401  (before the first layer is made)
@@ -71,13 +72,17 @@ class PlainGNN(nn.Module):
     """``states[0]`` projects the words, ``states[l]`` is the l-th convolution, ReLU and dropout between; linear head.
 
     ``z = W_h conv_k( drop(relu( … conv_1( W_0 drop(x) ) )) )``. With a GCN it is the network of Kipf and Welling
-    (arXiv 1609.02907), whose first and last weights are products here, so that every state has one width to tap.
+    (arXiv 1609.02907): W_0 is the first convolution's own weight, as with a GAT, and the last state has a head of its
+    own, so that all states have one width.
     """
 
     def __init__(self, inputs: int, classes: int, options: NodeStudent) -> None:
         super().__init__()
         convolutions = [convolution(options.name, options.width) for _ in range(options.layers)]
-        self.states = nn.ModuleList([nn.Linear(inputs, options.width), *convolutions])
+        projection = GlorotLinear(inputs, options.width, weight_initializer="glorot", bias_initializer="zeros")
+        if options.name in ("gcn", "gat"):
+            convolutions[0].lin = nn.Identity()
+        self.states = nn.ModuleList([projection, *convolutions])
         self.dropout = nn.Dropout(options.dropout)
         self.head = nn.Linear(options.width, classes)
 

@@ -90,15 +90,13 @@ def test_the_plain_layout_with_a_gcn_is_kipf_and_wellings_network() -> None:
     plain = network(7, 3, NodeStudent(width=8, layout="plain", dropout=0.5)).eval()
     assert isinstance(plain, PlainGNN)
     x, adjacency = torch.randn(6, 7), dense(PATH, 6)
-    (w0, b0), (w1, b1), (w2, b2) = (
-        (layer.weight.detach().numpy(), bias.detach().numpy())
-        for layer, bias in [
-            (plain.states[0], plain.states[0].bias),
-            *((state.lin, state.bias) for state in list(plain.states)[1:]),
-        ]
-    )
-    hidden = np.maximum(adjacency @ ((x.numpy() @ w0.T + b0) @ w1.T) + b1, 0)
-    last = adjacency @ (hidden @ w2.T) + b2
+    projection, first, second = plain.states
+
+    def values(parameter: Tensor) -> np.ndarray:
+        return parameter.detach().numpy()
+
+    hidden = adjacency @ (x.numpy() @ values(projection.weight).T + values(projection.bias)) + values(first.bias)
+    last = adjacency @ (np.maximum(hidden, 0) @ values(second.lin.weight).T) + values(second.bias)
     wanted = last @ plain.head.weight.detach().numpy().T + plain.head.bias.detach().numpy()
     np.testing.assert_allclose(plain(x, PATH).detach(), wanted, rtol=1e-4, atol=1e-5)
 
