@@ -77,11 +77,11 @@ def test_help_of_every_command_gives_examples(say: Callable[..., Said], command:
     assert f"  {command} " in say("--help").out
 
 
-@pytest.mark.parametrize("command", ["build", "serve", "submit"])
+@pytest.mark.parametrize("command", ["build", "serve", "submit", "gains"])
 def test_help_of_every_command_of_the_leaderboard_gives_examples(say: Callable[..., Said], command: str) -> None:
     code, out, _ = say("leaderboard", command, "--help")
     assert code == 0 and f"\n  kdbench leaderboard {command} " in out
-    assert set(cli.cli_board.leaderboard.commands) == {"build", "serve", "submit"}
+    assert set(cli.cli_board.leaderboard.commands) == {"build", "serve", "submit", "gains"}
     assert f"  {command} " in say("leaderboard", "--help").out
 
 
