@@ -37,7 +37,7 @@ from kdbench.plan.overrides import parse_overrides
 from kdbench.plan.written import as_text
 
 SCALES = ("tiny", "small", "full")
-CHECKS = ("converged", "reference", "teacher", "collapse")
+CHECKS = ("converged", "reference", "teacher", "collapse", "search")
 """What an audit asks of a comparison (:mod:`kdbench.results.audit`)."""
 
 

@@ -1,6 +1,6 @@
 """Whether a comparison is sound: trained students, a student alone that reaches its reference, a teacher above it.
 
-A gain over a baseline that was not trained tells only that more training helps. Four checks, each of an arm:
+A gain over a baseline that was not trained tells only that more training helps. Five checks, each of an arm:
 
 - ``converged``: a run is still rising when its kept epoch lies in the last tenth of its epochs *and* its validation
   score rises there, ``mean(last k) − mean(k before) > 1.645 s √(2/k)``: k is a tenth of the validations, s their noise,
@@ -9,6 +9,7 @@ A gain over a baseline that was not trained tells only that more training helps.
   ``budget``) has to be on record then, and not above it by more than the interval of their difference.
 - ``reference``: the student alone is not below the card's reference by more than the interval of their difference.
 - ``teacher``: the teacher's mean is above that of the student alone, over the same seeds.
+- ``search``: its options were chosen by a search on validation data that is on record, as those of every other arm.
 - ``collapse``: at most one run of ten predicts a single class, or has a class with a score of nothing.
 
 A check that fails may be excused by the task's card, in words.
@@ -111,6 +112,9 @@ def _verdicts(comparison: Comparison, runs: Mapping[str, Record]) -> Iterator[Ve
         gone = sum(map(collapsed, made))
         if made:
             yield verdict("collapse", row, gone <= COLLAPSED * len(made), f"{gone} of {len(made)} runs collapsed")
+    for row in trained:
+        if row.kind != "ablation" and not all(runs[name].search for name in row.runs if name in runs):
+            yield verdict("search", row, False, "no search on validation data chose its options")
     alone = next((row for row in trained if row.label == comparison.alone), None)
     if alone is None:
         yield verdict("reference", "alone", False, "no student alone is on record")

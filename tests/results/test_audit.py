@@ -41,6 +41,12 @@ def _run(given: dict[str, Any], values: Sequence[float], schedule: str) -> Recor
     chosen = values.index(best)
     epochs = [float(epoch) for epoch in range(len(values))]
     more = {
+        "schema_version": records.SCHEMA_VERSION,
+        "protocol": records.PROTOCOL,
+        "steps": 30,
+        "code": {"sha256": hashing.digest({}), "files": {}},
+        "reports": {},
+        "search": {"points": 4, "seeds": [1000, 1001], "sha256": "e" * 64},
         "config_hash": hashing.digest(config),
         "group": records.group_of(config),
         "curves": {"epoch": epochs, "val/accuracy": list(values)},
@@ -81,6 +87,14 @@ def test_the_student_alone_reaches_its_reference_and_not_the_teacher(
     one = only([*runs("alone", alone), *runs("kd", [47, 48, 46]), *runs("sgc", sgc, teacher=None)])
     assert one.state == ("unsound" if fault else "sound"), one.faults
     assert one.faults == ((fault,) if fault else ())
+
+
+def test_an_arm_without_a_search_is_named(runs: Runs) -> None:
+    unsearched = [
+        records.seal({**one.model_dump(exclude={"digest"}), "search": None}) for one in runs("kd", [47, 48, 46])
+    ]
+    one = only([*runs("alone", [44, 46, 45]), *unsearched, *runs("sgc", [44, 45, 46], teacher=None)])
+    assert one.faults == ("kd: no search on validation data chose its options",)
 
 
 def test_a_card_without_a_reference_makes_no_comparison_sound(runs: Runs, card: SimpleNamespace) -> None:
