@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from kdbench.board import figures, pages, safe
 from kdbench.results import outcomes
 from kdbench.results.measured import Arm, Times, of_record
-from kdbench.results.record import Record, Report, Stage
+from kdbench.results.record import Record, Report, Search, Stage
 from kdbench.results.render import MISSING, count, fixed
 
 MOST = 200
@@ -256,11 +256,17 @@ def _provenance(record: Record) -> Facts:
         ("started", record.started.isoformat()),
         ("finished", record.finished.isoformat()),
         ("configuration", record.config_hash),
+        ("search", MISSING if record.search is None else _search(record.search)),
         ("comparison group", record.group),
         ("protocol", str(record.protocol)),
         ("outcomes", MISSING if record.outcomes is None else record.outcomes.sha256),
         ("record", record.digest),
     ]
+
+
+def _search(search: Search) -> str:
+    seeds = ", ".join(map(str, search.seeds))
+    return f"{search.points} points with seeds {seeds}; log {search.sha256[:16]}"
 
 
 @functools.lru_cache(256)

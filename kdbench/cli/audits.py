@@ -43,6 +43,7 @@ def reference(
     from kdbench.plan import cards
     from kdbench.plan.config import expand, run_folder
     from kdbench.results import store
+    from kdbench.results.select import matching
 
     card = cards.card(task)
     if card.reference is None:
@@ -54,9 +55,8 @@ def reference(
     report = local.launch(configs, runs, workers, keep_stale)
     done = list(report.records.values())
     groups = {record.group for record in done}
-    beside = [
-        one for one in (store.read([runs]) if runs.exists() else []) if one.group in groups and one.method == "alone"
-    ]
+    there = matching(store.read([runs]), ()) if runs.exists() else []
+    beside = [one for one in there if one.group in groups and one.method == "alone"]
     print_tables([*beside, *done], as_json, [run_folder(runs, one) for one in configs if one.hash in report.records])
     raise_failures(report, len(configs))
 
@@ -86,9 +86,10 @@ def audit(what: str, as_json: bool) -> None:
     from kdbench.plan.cards import task_paths
     from kdbench.results import store
     from kdbench.results.audit import audit as judge
+    from kdbench.results.select import matching
 
     folder = PUBLISHED if what in task_paths() else Path(what)
-    records = [one for one in store.read([folder]) if what not in task_paths() or one.task == what]
+    records = [one for one in matching(store.read([folder]), ()) if what not in task_paths() or one.task == what]
     if not records:
         raise UsageError(f"There is no record of {what} in {folder}.")
     audits = judge(records)

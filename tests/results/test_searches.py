@@ -14,6 +14,7 @@ from kdbench.plan.config import RunConfig, expand
 from kdbench.results import searches
 from kdbench.results.record import group_of
 from kdbench.results.searches import Point, best, budget, dumps, log_path, read, seal
+from kdbench.results.select import matching
 
 CARD = """
 search: {optimizer.lr: [0.01, 0.003], kd: {alpha: [0.3, 0.7]}}
@@ -51,6 +52,12 @@ def fields(config: RunConfig) -> dict[str, Any]:
 
 def points(*scores: list[float | None]) -> list[Point]:
     return [Point(options={"optimizer.lr": place}, scores=given) for place, given in enumerate(scores)]
+
+
+def test_runs_of_a_search_stand_in_no_table_unless_their_seeds_are_given(make: Any) -> None:
+    records = [make("kd", seed) for seed in (0, 1000, 1001)]
+    assert [one.seed for one in matching(records, ["method=kd"])] == [0]
+    assert [one.seed for one in matching(records, ["seed=1000,1001"])] == [1000, 1001]
 
 
 def test_the_best_mean_is_chosen_the_first_of_several_and_none_with_a_failed_run() -> None:
