@@ -81,8 +81,8 @@ class GAT(nn.Module):
 class GraphNet(nn.Module):
     """``states[l]`` are the convolutions, a ReLU between two; the pooled last state passes dropout and the head.
 
-    ``norm=batch`` puts batch norm after every convolution; with ``readout=all`` the head reads the pooled states of all
-    layers and of the labels' embedding, side by side (Xu et al., arXiv 1810.00826, section 4.2).
+    ``norm`` puts batch or layer norm after every convolution; with ``readout=all`` the head reads the pooled states of
+    all layers and of the labels' embedding, side by side (Xu et al., arXiv 1810.00826, section 4.2).
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class GraphNet(nn.Module):
             "gin": lambda: GIN(width),
         }
         self.states = nn.ModuleList(makers[options.name]() for _ in range(options.layers))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in self.states if options.norm == "batch")
+        norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+        self.norms = nn.ModuleList(norms[options.norm](width) for _ in self.states if options.norm in norms)
         self.pool, self.dropout, self.all = options.pool, nn.Dropout(options.dropout), options.readout == "all"
         self.head = nn.Linear(width * (options.layers + 1 if self.all else 1), classes)
 

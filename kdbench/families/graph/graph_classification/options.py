@@ -47,8 +47,8 @@ class GraphStudent:
     """Dropout of the pooled state."""
     pool: Literal["sum", "mean"] = "sum"
     """How the nodes' last states make the graph's."""
-    norm: Annotated[Literal["none", "batch"], LATER] = "none"
-    """batch: batch norm after every convolution."""
+    norm: Annotated[Literal["none", "batch", "layer"], LATER] = "none"
+    """Batch or layer norm after every convolution. Layer norm knows one node alone, as Mirage's trees want it."""
     readout: Annotated[Literal["last", "all"], LATER] = "last"
     """Which states are pooled: the last alone, or the labels' embedding and every convolution's, side by side."""
 
@@ -74,8 +74,8 @@ class GraphTeacher:
     """Dropout of the pooled state."""
     pool: Literal["sum", "mean"] = "sum"
     """How the nodes' last states make the graph's."""
-    norm: Annotated[Literal["none", "batch"], LATER] = "none"
-    """batch: batch norm after every convolution."""
+    norm: Annotated[Literal["none", "batch", "layer"], LATER] = "none"
+    """Batch or layer norm after every convolution. Layer norm knows one node alone, as Mirage's trees want it."""
     readout: Annotated[Literal["last", "all"], LATER] = "last"
     """Which states are pooled: the last alone, or the labels' embedding and every convolution's, side by side."""
     epochs: Annotated[int, Gt(0)] = 30

@@ -109,6 +109,15 @@ def test_a_tree_gives_its_root_the_state_of_the_node(name: str, equal: bool, edg
     assert not torch.allclose(net.embed(shallow)[shallow.read], states, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("norm", "equal"), [("layer", True), ("batch", False)])
+def test_trees_are_exact_in_training_with_a_norm_that_knows_one_node_alone(norm: str, equal: bool) -> None:
+    graphs = some_graphs(True)
+    net, nodes = network(graphs, "gin", norm=norm, readout="all").train(), np.array([0, 4, 9, 30])
+    states = net.embed(graphs.batch(torch.arange(20)))[nodes]
+    tree = expand(colour(graphs, 2), nodes, 0).batch(torch.tensor([0]))
+    assert torch.allclose(net.embed(tree)[tree.read], states, rtol=1e-12, atol=1e-12) == equal
+
+
 def test_only_roots_are_pooled() -> None:
     graphs = some_graphs(True)
     net, nodes = network(graphs, "gin"), np.array([0, 4])
