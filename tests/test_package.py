@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_package_and_its_cards_and_nothing_else(wheel: Path)
     }
     site = {
         f"kdbench/_{path.relative_to(ROOT).as_posix()}"
-        for part in ("pages", "assets")
+        for part in ("pages", "assets", "search", "measurements")
         for path in (ROOT / "leaderboard" / part).rglob("*")
         if path.is_file()
     }

@@ -56,7 +56,7 @@ def test_it_says_what_the_data_is_and_which_methods_run(mine: Path) -> None:
     assert tiny["sizes"] == {"train": 36, "val": 12, "test": 12}
     assert {split: sum(counts.values()) for split, counts in tiny["classes"].items()} == tiny["sizes"]
     assert list(tiny["classes"]["train"]) == ["class 0", "class 1", "class 2"]
-    assert tiny["methods"] == dict.fromkeys(("alone", "kd", "lingugkd"))
+    assert tiny["methods"] == dict.fromkeys(("alone", "kd", "lingugkd", "sgc"))
     assert small["split_sha256"] != tiny["split_sha256"] and small["methods"]["alone"] is None
     assert "there are none of ring" in small["methods"]["kd"] and "there are none" in small["methods"]["lingugkd"]
     assert {path.name for path in mine.iterdir()} == {"mine.yaml", "data"}, "nothing is written"
@@ -66,7 +66,7 @@ def test_the_command_prints_it_and_names_the_first_fault(mine: Path, capsys: pyt
     assert cli.entry(["check", "./mine.yaml", "--scale", "tiny"]) == 0
     out = capsys.readouterr().out
     assert "scale=tiny: data ring; train 36, val 12, test 12; licence: CC0-1.0" in out
-    assert "  will run: alone, kd, lingugkd" in out and "scale=small" not in out
+    assert "  will run: alone, kd, lingugkd, sgc" in out and "scale=small" not in out
     assert cli.entry(["check", "./mine.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scales"]["tiny"]["data"] == "ring"
     assert cli.entry(["check", "./mine.yaml", "--scale", "tyni"]) == 2

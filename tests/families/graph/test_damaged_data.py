@@ -80,7 +80,7 @@ def test_options_of_no_block_model(options: dict[str, float], message: str) -> N
 
 def test_too_few_graphs_for_both_classes_in_every_split(do: Callable[..., Outcome], tmp_path: Path) -> None:
     message = (
-        r"motifs: the val split has no example of class 0 \(train 9 of 16, val 0 of 2, test 1 of 2\)\. Take more data"
+        r"motifs: the test split has no example of class 1 \(train 9 of 16, val 1 of 2, test 0 of 2\)\. Take more data"
     )
     with pytest.raises(UsageError, match=message):
         do("task=graph_classification", "method=kd", "data.graphs=20")
