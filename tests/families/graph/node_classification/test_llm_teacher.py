@@ -73,7 +73,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         graph = ("data.nodes=400", "data.classes=3", "data.homophily=0.9", "data.split=1", "seed=1")
-        learning = ("teacher.tune_lr=0.003", "teacher.tune_epochs=2", "teacher.prompt_neighbours=3")
+        learning = ("teacher.seed=0", "teacher.tune_lr=0.003", "teacher.tune_epochs=2", "teacher.prompt_neighbours=3")
         return make(tmp_path_factory.mktemp("tuned"), "teacher.source=llm", *graph, *learning)
 
 
