@@ -20,11 +20,15 @@ from kdbench.plan.datasets import dataset
 Tree = tuple[object, ...]
 
 
-def training_graphs(name: str) -> Graphs:
+def loaded(name: str) -> GraphSet:
     info = dataset(name)
     if any(info.state(file)[0] != "present" for file in info.files):
         pytest.skip(f"the data set {name} is not here (KDBENCH_DATA)")
-    data = load(name, GraphData(split="fixed"), 0)
+    return load(name, GraphData(split="fixed"), 0)
+
+
+def training_graphs(name: str) -> Graphs:
+    data = loaded(name)
     return data.graphs.take(data.ids("train"))
 
 
@@ -110,7 +114,7 @@ def test_both_classes_need_a_set() -> None:
 
 
 def test_thresholds_are_the_options_else_the_data_sets_else_a_share_of_a_class() -> None:
-    data, own = load("nci1", GraphData(split="fixed"), 0), load("proteins", GraphData(split="fixed"), 0)
+    data, own = loaded("nci1"), loaded("proteins")
     assert settings(data, 3, None, (5, 6), None) == {"hops": 3, "theta": [5, 6], "drop_shared": True}
     assert settings(data, 3, 2, None, False) == {"hops": 2, "theta": [440, 570], "drop_shared": False}
     sizes = own.graphs.y[own.ids("train")].bincount().tolist()
