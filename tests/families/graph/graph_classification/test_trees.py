@@ -11,7 +11,7 @@ import torch
 
 from kdbench.errors import UsageError
 from kdbench.families.graph.graph_classification.condense import CAP, condense, mine, settings
-from kdbench.families.graph.graph_classification.data import Graphs, load
+from kdbench.families.graph.graph_classification.data import Graphs, GraphSet, load
 from kdbench.families.graph.graph_classification.itemsets import frequent_itemsets
 from kdbench.families.graph.graph_classification.options import GraphData
 from kdbench.families.graph.graph_classification.trees import colour, expand
