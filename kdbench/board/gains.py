@@ -38,7 +38,10 @@ def _audited(task: Card, wanted: Primary, records: Sequence[Record]) -> Audit | 
 
 
 def table(records: Sequence[Record]) -> str:
-    """A Markdown table with a row for each method of each task's primary comparison; ends with a newline."""
+    """A Markdown table with a row for each method of each task's primary comparison, or for ``kd`` where there is none.
+
+    It ends with a newline.
+    """
     lines = [HEADINGS, ("---",) * len(HEADINGS)]
     for wanted, one in primary(records):
         lines += _lines(wanted, one)
@@ -53,11 +56,11 @@ def _lines(wanted: Primary, judged: Audit) -> Iterator[tuple[str, ...]]:
     metric = f"{one.metric} {one.unit}".strip()
     shared = [_score(_first(one, kind), one) for kind in ("reference", "teacher")]
     shared += [_score(_labelled(one, label), one) for label in (one.alone, one.kd)]
-    for row in one.rows:
-        if row.kind == "method" and row.n:
-            gains = (_gain(delta, p, one) for delta, p in ((row.delta_alone, row.p_alone), (row.delta_kd, row.p_kd)))
-            about = f"`{one.task}`, {student}, {metric}, {row.n} seeds"
-            yield (about, *shared, f"{row.label} {_score(row, one)}", *gains, judged.state)
+    kd = _labelled(one, one.kd)
+    for row in [row for row in one.rows if row.kind == "method" and row.n] or ([kd] if kd else []):
+        gains = (_gain(delta, p, one) for delta, p in ((row.delta_alone, row.p_alone), (row.delta_kd, row.p_kd)))
+        about = f"`{one.task}`, {student}, {metric}, {row.n} seeds"
+        yield (about, *shared, f"{row.label} {_score(row, one)}", *gains, judged.state)
 
 
 def _first(comparison: Comparison, kind: str) -> Row | None:
