@@ -143,7 +143,7 @@ def test_the_tu_files_mean_the_graphs_that_they_list(tmp_path: Path, data: Path)
         (data / f"X_{name}.txt").write_text(text)
     task = card(tmp_path, "graph", "graph_classification", "auc", "tu", GRAPHS)
     (config,) = expand([task, "method=alone"])
-    graphs = read(config.dataset, config.data).graphs
+    graphs = read(config.dataset, config.data, 0).graphs
     assert graphs.x.tolist() == [[2], [0], [2], [1], [1]] and graphs.y.tolist() == [0, 1]
     assert graphs.edges.tolist() == [[0, 1, 3, 4], [1, 0, 4, 3]] and graphs.edge_labels.tolist() == [[0], [0], [1], [1]]
     assert graphs.nodes.tolist() == [3, 2] and graphs.sizes.tolist() == [2, 2]
@@ -176,7 +176,7 @@ def test_a_faulty_tu_file_is_named(tmp_path: Path, data: Path, file: str, text: 
     task = card(tmp_path, "graph", "graph_classification", "auc", "tu", GRAPHS)
     (config,) = expand([task, "method=alone"])
     with pytest.raises(DataError, match=said):
-        read(config.dataset, config.data)
+        read(config.dataset, config.data, 0)
 
 
 def ring(nodes: int = 60) -> dict[str, np.ndarray]:
@@ -349,7 +349,7 @@ def test_a_faulty_list_of_volumes_is_named(tmp_path: Path, data: Path, splits: o
     rest = "    options: {splits: splits.json}\n" + MEDICAL
     (config,) = expand([card(tmp_path, "medical", "segmentation_3d", "dice", "nifti_folder", rest), "method=alone"])
     with pytest.raises(DataError, match=said):
-        load(config.dataset, config.data)
+        load(config.dataset, config.data, 0)
 
 
 PAIRED = "    options: {views: {image: seen.npy, text: read.npy}}\n"

@@ -72,7 +72,7 @@ def keys(options: NodeTeacher, seed: int = 0) -> list[str]:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        graph = ("data.nodes=400", "data.classes=3", "data.homophily=0.9", "seed=1")
+        graph = ("data.nodes=400", "data.classes=3", "data.homophily=0.9", "data.split=1")
         learning = ("teacher.tune_lr=0.003", "teacher.tune_epochs=2", "teacher.prompt_neighbours=3")
         return make(tmp_path_factory.mktemp("tuned"), "teacher.source=llm", *graph, *learning)
 
@@ -109,7 +109,8 @@ def test_hops_differ_and_the_head_is_well_above_chance(tuned: Made) -> None:
 
 
 def test_a_run_says_who_taught(do: Callable[..., Outcome]) -> None:
-    words = ("task=gnn", "method=kd", "teacher.source=llm", *SMALL, "trainer.max_epochs=2", "student.width=8")
+    one = ("data.split=0", "teacher.seed=0")
+    words = ("task=gnn", "method=kd", "teacher.source=llm", *one, *SMALL, "trainer.max_epochs=2", "student.width=8")
     first = do(*words).record
     assert first.teacher is not None
     assert (first.teacher.kind, first.teacher.description) == ("llm", "llm, one prompt a hop")
@@ -118,7 +119,7 @@ def test_a_run_says_who_taught(do: Callable[..., Outcome]) -> None:
         ("teacher-features", False),
         ("teacher-head", False),
     ]
-    second = do(*words, "seed=2").record  # another run of the same split
+    second = do(*words, "seed=2").record  # another run of the same split and teacher
     assert second.teacher is not None and second.teacher.sha256 == first.teacher.sha256
     assert all(stage.reused for stage in second.stages or ())
 
@@ -251,5 +252,5 @@ def test_teachers_that_read_refuse_a_graph_without_texts(source: Any) -> None:
 
 
 def test_cached_features_must_lie_with_the_data(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No language-model features lie with block_model"):
+    with pytest.raises(UsageError, match="No language-model features of this split lie with block_model"):
         make(tmp_path / "runs", "teacher.source=cached")
