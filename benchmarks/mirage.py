@@ -47,7 +47,7 @@ def main() -> None:
 
 def training_graphs(name: str, graphs: int) -> Graphs:
     """The training graphs of a set."""
-    data = load(name, GraphData(graphs=graphs))
+    data = load(name, GraphData(graphs=graphs, split="fixed"), 0)
     return data.graphs.take(data.ids("train"))
 
 

@@ -257,7 +257,10 @@ def _checked_seed(given: Any) -> int:
 
 
 def from_json(content: Mapping[str, Any], path: str = "") -> RunConfig:
-    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`. ``path``: that of a user's card."""
+    """The run of a record's ``config``: the inverse of :meth:`RunConfig.to_json`. ``path``: that of a user's card.
+
+    A record from before its card had a ``search`` has none.
+    """
     chosen: dict[str, Any] = {key: content[key] for key in ("task", "scale", "control", "seed")}
     chosen["task"] = path or chosen["task"]
     task = card(str(chosen["task"]))
@@ -272,7 +275,8 @@ def from_json(content: Mapping[str, Any], path: str = "") -> RunConfig:
         for key, value in (content[name] or {}).items():
             if (name, key) != ("method", "name"):
                 chosen[f"{name}.{key}"] = value
-    return resolve(chosen)
+    run = resolve(chosen)
+    return run if "search" in content else replace(run, search={})
 
 
 def _by_section(chosen: Mapping[str, Any], types: Mapping[str, type], info: MethodInfo) -> dict[str, dict[str, Any]]:

@@ -91,12 +91,17 @@ def claims(record: Record) -> Iterator[Claim]:
     if len(course := record.curves.get("train/loss", [])) > 1:
         yield Claim("curves", (record.task, course[0], course[-1]), f"of seed {record.seed}")
     if record.costs:
-        yield Claim("costs.parameters", group, record.costs.parameters)
-        if record.costs.flops is not None:
-            counter = (record.hardware.accelerator, record.versions.get("torch"))
-            yield Claim(
-                "costs.flops", (record.group, record.seed, *counter), record.costs.flops
-            )  # a batch of its split
+        deployed = (*group, _reference(record))
+        yield Claim("costs.parameters", deployed, record.costs.parameters)
+        if record.costs.flops is not None:  # of a batch of its split
+            counter = (record.seed, record.hardware.accelerator, record.versions.get("torch"))
+            yield Claim("costs.flops", (*deployed, *counter), record.costs.flops)
+
+
+def _reference(record: Record) -> str:
+    """The record's method where it is a reference, which deploys a model of its own; else nothing."""
+    info = installed_method(record.family, record.method)
+    return record.method if info and info.role == "reference" else ""
 
 
 def _arm(record: Record, teacher: str) -> Iterator[Claim]:
