@@ -22,6 +22,8 @@ from kdbench.results.record import ARM_KEYS, PROTOCOL, Problem, Record, group_of
 
 AHEAD = timedelta(days=1)
 """How far a clock may go ahead of ours."""
+NAMING = ("task", "scale", "method.name", "control", "seed")
+"""What no card says of a run, so that its command must."""
 LONGEST_COMMAND = 10_000
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
 
@@ -153,7 +155,7 @@ def _command_faults(record: Record) -> Iterator[Problem]:
     other = [name for name, _ in _differing(record.config, run.to_json())]
     if record.protocol < PROTOCOL:  # what it leaves to the card was said by the card of its time
         settled = {word.partition("=")[0] for word in run.overrides}
-        other = [name for name in other if name in settled or name.partition(".")[0] not in SECTIONS]
+        other = [name for name in other if name in settled or name in NAMING]
         if not other:
             return
     yield Problem("command", f"is of another run; it differs in {', '.join(other) or 'what it resolves to'}")

@@ -137,6 +137,11 @@ def test_every_published_record_holds_and_its_config_and_command_are_checked() -
     assert report.others == [] and not report.unchecked
 
 
+def test_the_records_of_the_board_hold_with_their_outcomes() -> None:
+    report = store.validate([PUBLISHED.parent.parent / "records"])
+    assert report.problems == [] and report.valid == report.read > 0 and not report.unchecked
+
+
 def test_what_is_not_installed_is_told_as_unchecked(kd: Body, tmp_path: Path) -> None:
     def elsewhere(body: Body) -> None:
         body["task"] = body["config"]["task"] = "elsewhere"
