@@ -22,10 +22,10 @@ from kdbench.results.record import ARM_KEYS, PROTOCOL, Problem, Record, group_of
 
 AHEAD = timedelta(days=1)
 """How far a clock may go ahead of ours."""
-NAMING = ("task", "scale", "method.name", "control", "seed")
-"""What no card says of a run, so that its command must."""
 LONGEST_COMMAND = 10_000
 SECTIONS = ("data", "student", "teacher", "optimizer", "trainer")
+OF_CARDS = (*SECTIONS, "search")
+"""Sections in which a command leaves to the card what it does not say itself."""
 
 _ONE_SEED = re.compile(r"seed=(\d{1,12})", re.ASCII)
 _CALL = re.compile(r"[^=]*=\s*\w+\(")
@@ -155,7 +155,9 @@ def _command_faults(record: Record) -> Iterator[Problem]:
     other = [name for name, _ in _differing(record.config, run.to_json())]
     if record.protocol < PROTOCOL:  # what it leaves to the card was said by the card of its time
         settled = {word.partition("=")[0] for word in run.overrides}
-        other = [name for name in other if name in settled or name in NAMING]
+        chosen = [values for arm, values in card(record.task).methods.items() if arm.partition("/")[0] == record.method]
+        cards = {f"method.{option}" for values in chosen for option in values}
+        other = [one for one in other if one in settled or not (one in cards or one.partition(".")[0] in OF_CARDS)]
         if not other:
             return
     yield Problem("command", f"is of another run; it differs in {', '.join(other) or 'what it resolves to'}")
