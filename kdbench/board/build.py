@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from kdbench.board import pages, place, safe, task_page
+from kdbench.board import place, safe, task_page
 from kdbench.board.model import Task, task_of
 from kdbench.board.overview import write_overviews
 from kdbench.board.record_page import record_page
 from kdbench.board.workers import processors, spread, without_collection
 from kdbench.errors import UsageError
+from kdbench.plan.catalog import leaderboard
 from kdbench.results import agree, outcomes, store
 from kdbench.results.agree import Fault
 from kdbench.results.record import InvalidRecord, NoRecord, Record
@@ -168,4 +169,4 @@ def _write_task(records: Sequence[Record], folder: Path, families: Sequence[str]
 
 
 def _write_assets(folder: Path) -> None:
-    shutil.copytree(pages.sources() / "assets", folder / "assets")
+    shutil.copytree(leaderboard() / "assets", folder / "assets")

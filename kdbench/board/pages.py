@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,15 +13,9 @@ from markupsafe import Markup
 
 from kdbench.board import safe
 from kdbench.board.model import Task
-from kdbench.plan.catalog import PACKAGE
+from kdbench.plan.catalog import leaderboard
 
 TITLE = "kdbench leaderboard"
-
-
-def sources() -> Path:
-    """The folder of ``pages`` and ``assets``: in the installed package, else in the clone."""
-    inside = PACKAGE / "_leaderboard"
-    return inside if inside.is_dir() else PACKAGE.parent / "leaderboard"
 
 
 def shown(value: Any) -> Any:
@@ -47,7 +40,7 @@ def data(value: Any) -> Markup:
 def environment() -> Environment:
     """The templates, with their filters."""
     templates = Environment(
-        loader=FileSystemLoader(sources() / "pages"),
+        loader=FileSystemLoader(leaderboard() / "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=shown,

@@ -14,7 +14,8 @@ from pydantic import JsonValue
 from kdbench.board import figures, pages, safe
 from kdbench.results import outcomes
 from kdbench.results.measured import Arm, Times, of_record
-from kdbench.results.record import Record, Report, Search, Stage
+from kdbench.results.parts import Report, Search, Stage
+from kdbench.results.record import Record
 from kdbench.results.render import MISSING, count, fixed
 
 MOST = 200

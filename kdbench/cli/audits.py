@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdbench.board.safe import line
-from kdbench.cli.shared import json_option, print_json, print_tables, raise_failures, runs_option, stale_option
+from kdbench.cli.shared import (
+    data_sets_option,
+    json_option,
+    print_json,
+    print_tables,
+    raise_failures,
+    runs_option,
+    stale_option,
+    workers_option,
+)
 from kdbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from kdbench.plan.cards import Card
     from kdbench.results.audit import Audit
 
 PUBLISHED = Path("leaderboard/records")
@@ -24,9 +32,10 @@ PUBLISHED = Path("leaderboard/records")
 @click.argument("task")
 @click.argument("overrides", nargs=-1, metavar="KEY=VALUE…")
 @runs_option
+@data_sets_option
 @json_option
 @stale_option
-@click.option("--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS", help="Runs at a time.")
+@workers_option
 def reference(
     task: str, overrides: tuple[str, ...], runs: Path, as_json: bool, keep_stale: bool, workers: int | None
 ) -> None:
@@ -49,7 +58,8 @@ def reference(
     if card.reference is None:
         raise UsageError(f"The card of {card.name} names no reference ({card.path}).")
     keys = {word.partition("=")[0] for word in overrides}
-    own = [word for word in primary_words(card) if word.partition("=")[0] not in keys]
+    usual = card.primary.words if card.primary else []
+    own = [word for word in usual if word.partition("=")[0] not in keys]
     words = [f"task={task}", f"method={card.reference}", *own, *overrides]
     configs = expand([*words, *([] if "seed" in keys else ["seed=0..9"])])
     report = local.launch(configs, runs, workers, keep_stale)
@@ -61,16 +71,9 @@ def reference(
     raise_failures(report, len(configs))
 
 
-def primary_words(card: Card) -> list[str]:
-    """The words that ask for a card's primary comparison; none for a card that names none."""
-    if card.primary is None:
-        return []
-    student = [f"student.{name}={value}" for name, value in card.primary.student.items()]
-    return [f"scale={card.primary.scale}", *student, *card.primary.settings]
-
-
 @click.command()
 @click.argument("what", default=str(PUBLISHED), metavar="[TASK | FOLDER]")
+@data_sets_option
 @json_option
 def audit(what: str, as_json: bool) -> None:
     """Whether comparisons are sound: converged arms, a student alone that reaches its reference, a better teacher.

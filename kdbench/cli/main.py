@@ -37,6 +37,7 @@ from kdbench.cli.shared import (
     say_left_out,
     say_problems,
     stale_option,
+    workers_option,
     yes_option,
 )
 from kdbench.errors import DISK_FULL, KdbenchError, UsageError
@@ -64,12 +65,7 @@ def main(debug: bool) -> None:
 @click.option("--no-baselines", is_flag=True, help="Do not add the runs of alone and kd.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
 @stale_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    envvar="KDBENCH_WORKERS",
-    help="Runs at a time; as many as processor cores by default ($KDBENCH_WORKERS).",
-)
+@workers_option
 def run(
     overrides: tuple[str, ...],
     runs: Path,

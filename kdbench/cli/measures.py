@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli.audits import primary_words
 from kdbench.cli.shared import data_sets_option, json_option, print_json, runs_option
 from kdbench.hashing import write_atomic
 
@@ -43,31 +42,31 @@ def measure(
     kdbench measure graph_classification/nci1 -o leaderboard/measurements
     """
     from kdbench.launch import tuning
-    from kdbench.plan import cards
-    from kdbench.results.measured import dumps, path_of
+    from kdbench.results.measured import path_of
 
-    arms = tuning.bases(task, overrides, primary_words(cards.card(task)))
+    arms = tuning.bases(task, overrides)
     from kdbench.engine.measuring import measurement
 
-    found = measurement([arm for _, arm in arms], runs, rounds, busy, lambda text: click.echo(text, err=True))
+    measured = measurement([arm for _, arm in arms], runs, rounds, busy, lambda text: click.echo(text, err=True))
     student = arms[0][0].partition("/")[2]
-    path = path_of(output or runs / "measurements", found.task, student)
-    write_atomic(path, dumps(found))
+    path = path_of(output or runs / "measurements", measured.task, student)
+    write_atomic(path, measured.text)
     if as_json:
-        print_json(json.loads(dumps(found)))
+        print_json(json.loads(measured.text))
         return
     from rich.console import Console
 
-    Console(width=140).print(_table(found))
+    Console(width=140).print(_table(measured))
     click.echo(f"Measurement: {path}")
 
 
-def _table(found: Measurement) -> Table:
+def _table(measured: Measurement) -> Table:
     from rich.table import Table
 
-    about = " ".join([found.task, found.scale, *([f"student.name={found.student}"] if found.student else [])])
-    load = f"load {found.load.start:.1f} to {found.load.end:.1f}" if found.load else "load not known"
-    title = f"{about} {' '.join(found.settings)}: {found.hardware.threads} thread, {load}"
+    student = [f"student.name={measured.student}"] if measured.student else []
+    about = " ".join([measured.task, measured.scale, *student])
+    load = f"load {measured.load.start:.1f} to {measured.load.end:.1f}" if measured.load else "load not known"
+    title = f"{about} {' '.join(measured.settings)}: {measured.hardware.threads} thread, {load}"
     heads = (
         "arm",
         "parameters",
@@ -79,7 +78,7 @@ def _table(found: Measurement) -> Table:
         "memory, MB",
     )
     table = Table(*heads, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for arm in found.arms:
+    for arm in measured.arms:
         ranges = map(_range, (arm.forward_one, arm.forward_batch, arm.step))
         stages = "—" if arm.stage_seconds is None else f"{arm.stage_seconds:.1f}"
         memory = "—" if arm.memory_bytes is None else f"{arm.memory_bytes / 1e6:.0f}"

@@ -57,6 +57,12 @@ data_sets_option = click.option(
     expose_value=False,
     help="YAML file that describes data sets of your own ($KDBENCH_DATA_SETS).",
 )
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    envvar="KDBENCH_WORKERS",
+    help="Runs at a time; as many as processor cores by default ($KDBENCH_WORKERS).",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 stale_option = click.option(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kdbench.cli.audits import primary_words
 from kdbench.cli.shared import (
     data_sets_option,
     json_option,
@@ -17,6 +16,7 @@ from kdbench.cli.shared import (
     raise_failures,
     runs_option,
     stale_option,
+    workers_option,
 )
 from kdbench.hashing import write_atomic
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the logs; RUNS/search by default.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and do none.")
 @stale_option
-@click.option("--workers", type=click.IntRange(min=1), envvar="KDBENCH_WORKERS", help="Runs at a time.")
+@workers_option
 def tune(
     task: str,
     overrides: tuple[str, ...],
@@ -61,9 +61,9 @@ def tune(
     """
     from kdbench.launch import local, tuning
     from kdbench.plan import cards
-    from kdbench.results.searches import dumps, log_path
+    from kdbench.results.searches import log_path
 
-    arms = tuning.arms(task, overrides, primary_words(cards.card(task)))
+    arms = tuning.arms(task, overrides)
     configs = [run for arm in arms for runs_of_point in arm.runs for run in runs_of_point]
     if dry_run:
         print_runs(configs, as_json)
@@ -75,9 +75,9 @@ def tune(
     searched = {arm.name: tuning.search_of(arm, report.records) for arm in arms}
     folder = output or runs / "search"
     for name, search in searched.items():
-        write_atomic(log_path(folder, search.task, name), dumps(search))
+        write_atomic(log_path(folder, search.task, name), search.text)
     if as_json:
-        print_json({name: json.loads(dumps(search)) for name, search in searched.items()})
+        print_json({name: json.loads(search.text) for name, search in searched.items()})
         return
     _show(searched)
     click.echo(f"\nFor the card:\n\n{tuning.lines(searched)}\n\nLogs: {folder / cards.card(task).name}")

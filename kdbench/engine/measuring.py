@@ -33,7 +33,7 @@ from kdbench.errors import UsageError
 from kdbench.plan.catalog import imported, kind_module, method
 from kdbench.plan.config import RunConfig, expand, run_folder
 from kdbench.plan.family import require_extra
-from kdbench.results.measured import BUSY, Measurement, seal
+from kdbench.results.measured import BUSY, Measurement
 from kdbench.results.record import group_of
 
 WARM_UP, FEWEST, MOST, SECONDS = 3, 3, 30, 1.0
@@ -184,13 +184,13 @@ def measurement(
     started, before = datetime.now(UTC), costs.load()
     at_work = before is not None and before > BUSY
     if at_work:
-        told = f"Other processes are at work (load {before:.1f}, of {BUSY} at most)"
+        why = f"Other processes are at work (load {before:.1f}, of {BUSY} at most)"
         if not busy:
-            raise UsageError(f"{told}: times would be too long. Wait until they end; --busy measures and says so.")
-        say(f"{told}: times are too long.")
+            raise UsageError(f"{why}: times would be too long. Wait until they end; --busy measures and says so.")
+        say(f"{why}: times are too long.")
     require_extra(first.family)
     hardware, taken = measure(configs, root, rounds, say)
-    return seal(
+    return Measurement.seal(
         {
             "task": first.task,
             "scale": first.scale,
@@ -205,18 +205,18 @@ def measurement(
             "busy": at_work,
             "started": started,
             "finished": datetime.now(UTC),
-            "arms": [_arm(config, found) for config, found in zip(configs, taken, strict=True)],
+            "arms": [_arm(config, one) for config, one in zip(configs, taken, strict=True)],
         }
     )
 
 
-def _arm(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
-    times = {"forward_one": found.pop("one"), "forward_batch": found.pop("batch"), "step": found.pop("step")}
+def _arm(config: RunConfig, measured: dict[str, Any]) -> dict[str, Any]:
+    times = {"forward_one": measured.pop("one"), "forward_batch": measured.pop("batch"), "step": measured.pop("step")}
     method = config.to_json()["method"]
     return {
         "method": method.pop("name"),
         "hyperparameters": method,
-        **found,
+        **measured,
         **{name: {"rounds": values} if values else None for name, values in times.items()},
     }
 

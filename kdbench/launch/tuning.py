@@ -14,7 +14,7 @@ from kdbench.plan.config import RunConfig, expand, resolve
 from kdbench.plan.metrics import named
 from kdbench.plan.overrides import parse_overrides
 from kdbench.results.record import Record, group_of
-from kdbench.results.searches import Point, Search, best, seal, value_of
+from kdbench.results.searches import Point, Search, best, value_of
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ class Arm:
         return list(searches.values(card(self.base.asked).search, self.base.method))
 
 
-def bases(task: str, words: Sequence[str], primary: Sequence[str]) -> list[tuple[str, RunConfig]]:
+def bases(task: str, words: Sequence[str]) -> list[tuple[str, RunConfig]]:
     """The arms that the words ask for, by name: those of ``method=…``, else every method and control of the task.
 
-    ``primary``: the words of the card's primary comparison, which the user's own take the place of. The name is the key
-    under ``methods`` of the card: ``METHOD``, or ``METHOD/STUDENT`` for another student than the card's.
+    They are those of the card's primary comparison where the words do not say otherwise. The name is the key under
+    ``methods`` of the card: ``METHOD``, or ``METHOD/STUDENT`` for another student than the card's.
     """
     asked = card(task)
     keys = {override.key for override in parse_overrides(words)}
     if wrong := keys & {"task", "seed", "control"}:
         raise UsageError(f"'{min(wrong)}' is not for you to choose here: leave it out.")
+    primary = asked.primary.words if asked.primary else []
     own = [word for word in primary if word.partition("=")[0] not in keys]
     if "method" not in keys:
         offered = offered_methods(asked.family, asked.kind).values()
@@ -54,7 +55,7 @@ def bases(task: str, words: Sequence[str], primary: Sequence[str]) -> list[tuple
     return named
 
 
-def arms(task: str, words: Sequence[str], primary: Sequence[str]) -> list[Arm]:
+def arms(task: str, words: Sequence[str]) -> list[Arm]:
     """The searches of the arms that the words ask for (:func:`bases`)."""
     asked = card(task)
     if not asked.search:
@@ -62,7 +63,7 @@ def arms(task: str, words: Sequence[str], primary: Sequence[str]) -> list[Arm]:
     for override in parse_overrides(words):
         if override.key.startswith("method.") or override.key in searches.shared(asked.search):
             raise UsageError(f"'{shown(override.key)}' is what a search says itself: leave it out.")
-    return [_arm(asked, name, base) for name, base in bases(task, words, primary)]
+    return [_arm(asked, name, base) for name, base in bases(task, words)]
 
 
 def _arm(asked: Card, name: str, base: RunConfig) -> Arm:
@@ -86,7 +87,7 @@ def search_of(arm: Arm, records: Mapping[str, Record]) -> Search:
         chosen = best(points, mode)
     except ValueError as error:
         raise KdbenchError(f"{arm.name}: {error}.") from None
-    return seal(
+    return Search.seal(
         {
             "task": base.task,
             "scale": base.scale,
@@ -115,8 +116,8 @@ def _point(arm: Arm, runs: Sequence[RunConfig], records: Mapping[str, Record]) -
 
 def lines(searched: Mapping[str, Search]) -> str:
     """What the card is to say of the arms, as YAML."""
-    told = ["methods:"]
+    chosen = ["methods:"]
     for name, search in searched.items():
         values = {key.removeprefix("method."): value for key, value in search.chosen.items()}
-        told.append(f"  {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in values.items())}}}")
-    return "\n".join(told)
+        chosen.append(f"  {name}: {{{', '.join(f'{key}: {json.dumps(value)}' for key, value in values.items())}}}")
+    return "\n".join(chosen)

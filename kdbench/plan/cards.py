@@ -68,6 +68,12 @@ class Primary:
     margin: Annotated[float, Gt(0)] | None = None
     """The difference of two arms that is none in practice, in the metric's values: 0.01 of a share is a point."""
 
+    @property
+    def words(self) -> list[str]:
+        """What asks for its runs on a command line."""
+        student = [f"student.{name}={value}" for name, value in self.student.items()]
+        return [f"scale={self.scale}", *student, *self.settings]
+
     def asks_for(self, scale: str, student: object, settings: Iterable[str]) -> bool:
         """Whether it is the comparison of runs of this scale, these options of the student and these settings."""
         if scale != self.scale or not isinstance(student, Mapping):

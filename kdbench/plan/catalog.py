@@ -136,6 +136,12 @@ def imported(module: str) -> ModuleType:
         raise CardError(f"{place[0]}:{place[1]}: importing '{module}' failed: {in_words(error)}.") from error
 
 
+def leaderboard() -> Path:
+    """The folder of the leaderboard's own files: in the installed package, else in the clone."""
+    inside = PACKAGE / "_leaderboard"
+    return inside if inside.is_dir() else PACKAGE.parent / "leaderboard"
+
+
 def in_words(error: Exception) -> str:
     """An error of other code in words, with its kind."""
     return shown(f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}")

@@ -14,7 +14,8 @@ from pydantic import JsonValue
 from kdbench import hashing
 from kdbench.plan.catalog import installed_method
 from kdbench.plan.options import plain
-from kdbench.results.record import Data, Record, Teacher
+from kdbench.results.parts import Data, Teacher
+from kdbench.results.record import Record
 
 OWN_TEACHERS = ("ema", "co-trained", "several")
 """Kinds of teachers that a run makes for itself; any other is the task's and shared by all arms."""

@@ -41,7 +41,7 @@ def _signs(n: int) -> Floats:
     return (2.0 * bits - 1.0).astype(np.float64)
 
 
-def equivalent(mean: float, found: Variance, margin: float) -> float | None:
+def equivalent(mean: float, variance: Variance, margin: float) -> float | None:
     """The p of two one-sided tests that the true mean lies within ± ``margin``: the larger of the two.
 
     Below α, the interval at level 1 − 2α lies within the margin. None without any spread. Raises ValueError for a
@@ -51,7 +51,7 @@ def equivalent(mean: float, found: Variance, margin: float) -> float | None:
         raise ValueError(f"A margin of equivalence is above 0, not {margin}.")
     worst = 0.0
     for inside in (margin - mean, margin + mean):
-        p = found.p_value(inside)
+        p = variance.p_value(inside)
         if p is None:
             return None
         worst = max(worst, p / 2 if inside > 0 else 1 - p / 2)

@@ -8,28 +8,22 @@ were at work.
 from __future__ import annotations
 
 import functools
-import json
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
-from kdbench import hashing
-from kdbench.errors import DataError
-from kdbench.plan.catalog import PACKAGE
-from kdbench.results.record import Count, Git, Hardware, Hex, Load, Record, Seconds, Time
+from kdbench.plan.catalog import leaderboard
+from kdbench.results.parts import Count, Git, Hardware, Hex, Load, Part, Seconds, Time
+from kdbench.results.record import Record
+from kdbench.results.sealed import Sealed
 
 BUSY = 0.5
 """Load from which a machine is not idle: the mean number of processes that ran or waited in the last minute."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Times(_Part):
+class Times(Part):
     """Milliseconds of each round: median and range over them."""
 
     rounds: list[Seconds] = Field(min_length=1, description="median of each round, milliseconds")
@@ -47,7 +41,7 @@ class Times(_Part):
         return max(self.rounds)
 
 
-class Arm(_Part):
+class Arm(Part):
     """What an arm costs."""
 
     method: str
@@ -69,8 +63,10 @@ class Arm(_Part):
         return self.flops / self.examples
 
 
-class Measurement(_Part):
+class Measurement(Sealed):
     """The costs of a task's arms. ``group`` tells which runs they are of."""
+
+    called = "the measurement"
 
     version: Literal[1] = 1
     task: str
@@ -87,43 +83,11 @@ class Measurement(_Part):
     started: Time
     finished: Time
     arms: list[Arm] = Field(min_length=1)
-    digest: str = ""
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """All but the digest, as JSON values."""
-        return self.model_dump(mode="json", exclude={"digest"})
-
-
-def seal(fields: Mapping[str, Any]) -> Measurement:
-    """A measurement from all fields but its digest."""
-    measurement = Measurement.model_validate(fields)
-    return measurement.model_copy(update={"digest": hashing.digest(measurement.body)})
-
-
-def dumps(measurement: Measurement) -> str:
-    """The measurement as JSON text."""
-    content = {**measurement.body, "digest": measurement.digest}
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read(path: Path) -> Measurement:
-    """A measurement that holds. Raises :class:`DataError` naming file and field."""
-    try:
-        measurement = Measurement.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the measurement"
-        raise DataError(f"{path}: {field}: {first['msg']}.") from None
-    if measurement.digest != hashing.digest(measurement.body):
-        raise DataError(f"{path}: digest: does not match the measurement: a field was changed afterwards.")
-    return measurement
 
 
 def published() -> Path:
-    """The folder of published measurements: in the installed package, else in the clone."""
-    inside = PACKAGE / "_leaderboard"
-    return (inside if inside.is_dir() else PACKAGE.parent / "leaderboard") / "measurements"
+    """The folder of published measurements."""
+    return leaderboard() / "measurements"
 
 
 def path_of(folder: Path, task: str, student: str = "") -> Path:
@@ -154,5 +118,5 @@ def _folders(record: Record) -> list[Path]:
 def _of_group(folder: Path, task: str) -> dict[str, tuple[Arm, ...]]:
     """The arms of a task's published measurements by group."""
     paths = [folder / f"{task}.json", *sorted((folder / task).glob("*.json"))]
-    measurements = [read(path) for path in paths if path.is_file()]
+    measurements = [Measurement.read(path) for path in paths if path.is_file()]
     return {one.group: tuple(one.arms) for one in measurements if one.task == task}

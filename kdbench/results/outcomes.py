@@ -61,8 +61,8 @@ def sidecar(path: Path) -> Path:
 def packed(arrays: Arrays) -> tuple[bytes, dict[str, Any]]:
     """The bytes of the file that holds these arrays, and what the record says of it."""
     data = save({name: _small(np.ascontiguousarray(value)) for name, value in arrays.items()})
-    told = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "labels_sha256": labels_digest(arrays)}
-    return data, told
+    sha256 = hashlib.sha256(data).hexdigest()
+    return data, {"sha256": sha256, "bytes": len(data), "labels_sha256": labels_digest(arrays)}
 
 
 def _small(values: Array) -> Array:
@@ -79,13 +79,13 @@ def _small(values: Array) -> Array:
 
 def labels_digest(arrays: Arrays) -> str:
     """SHA-256 of the test examples and their labels: ``items``, ``targets``, ``targets of …``, whatever their types."""
-    told = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name in sorted(arrays):
         split, _, part = name.partition("/")
         if split == "test" and (part == "items" or part.partition(" of ")[0] == "targets"):
             values = arrays[name].astype("<i8")
-            told.update(f"{part} {list(values.shape)}\n".encode() + values.tobytes())
-    return told.hexdigest()
+            hashed.update(f"{part} {list(values.shape)}\n".encode() + values.tobytes())
+    return hashed.hexdigest()
 
 
 def read(record: Record) -> Arrays | None:

@@ -5,31 +5,26 @@ Logs are published as ``leaderboard/search/TASK/ARM.json``. A run whose options 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-from kdbench import hashing
-from kdbench.errors import DataError
-from kdbench.plan.catalog import PACKAGE
+from kdbench.plan.catalog import leaderboard
 from kdbench.plan.config import RunConfig
 from kdbench.plan.options import plain
-from kdbench.results.record import Hex, group_of
+from kdbench.results.parts import Hex, Part
+from kdbench.results.record import group_of
+from kdbench.results.sealed import Sealed
 
 Options = dict[str, JsonValue]
 """Values by ``section.option``; ``method.option`` for hyper-parameters."""
 Score = Annotated[float | None, BeforeValidator(lambda given: None if given is None else float(given))]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Point(_Part):
+class Point(Part):
     """One point of a search."""
 
     options: Options
@@ -43,8 +38,10 @@ class Point(_Part):
         return float(np.mean(known)) if len(known) == len(self.scores) else None
 
 
-class Search(_Part):
+class Search(Sealed):
     """The search of one arm. ``group`` and ``teacher`` tell which runs it was made for."""
+
+    called = "the log"
 
     version: Literal[1] = 1
     task: str
@@ -61,7 +58,6 @@ class Search(_Part):
     chosen: Options
     code: list[Hex]
     """Digests of the code of its runs: one, unless it changed meanwhile."""
-    digest: str = ""
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -70,11 +66,6 @@ class Search(_Part):
         if self.chosen != best(self.points, self.mode).options:
             raise ValueError("chosen is not the point of the best mean validation score")
         return self
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """All but the digest, as JSON values."""
-        return self.model_dump(mode="json", exclude={"digest"})
 
     def serves(self, config: RunConfig) -> bool:
         """Whether the search was made for this run's arm, and chose its options."""
@@ -100,37 +91,9 @@ def value_of(config: RunConfig, key: str) -> Any:
     return plain(config.hyperparameters if section == "method" else getattr(config, section))[option]
 
 
-def seal(fields: Mapping[str, Any]) -> Search:
-    """A search from all fields but its digest. Raises :class:`DataError` for what does not hold together."""
-    try:
-        search = Search.model_validate(fields)
-    except ValidationError as error:
-        raise DataError(f"The search of {fields.get('method')}: {error.errors()[0]['msg']}.") from None
-    return search.model_copy(update={"digest": hashing.digest(search.body)})
-
-
-def dumps(search: Search) -> str:
-    """The log as JSON text."""
-    return json.dumps({**search.body, "digest": search.digest}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read(path: Path) -> Search:
-    """A log that holds. Raises :class:`DataError` naming file and field."""
-    try:
-        search = Search.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the log"
-        raise DataError(f"{path}: {field}: {first['msg']}.") from None
-    if search.digest != hashing.digest(search.body):
-        raise DataError(f"{path}: digest: does not match the log: a field was changed after the search.")
-    return search
-
-
 def published() -> Path:
-    """The folder of published logs: in the installed package, else in the clone."""
-    inside = PACKAGE / "_leaderboard"
-    return (inside if inside.is_dir() else PACKAGE.parent / "leaderboard") / "search"
+    """The folder of published logs."""
+    return leaderboard() / "search"
 
 
 def log_path(folder: Path, task: str, arm: str) -> Path:
@@ -144,6 +107,6 @@ def budget(config: RunConfig) -> dict[str, Any] | None:
         return None
     folder = published() / config.task
     for path in (folder / f"{config.method}.json", *sorted((folder / config.method).glob("*.json"))):
-        if path.is_file() and (search := read(path)).serves(config):
+        if path.is_file() and (search := Search.read(path)).serves(config):
             return {"points": len(search.points), "seeds": search.seeds, "sha256": search.digest}
     return None

@@ -126,21 +126,21 @@ def estimate(
         mean = center if math.isfinite(center) else average(np.nan_to_num(given).tolist())
         return Estimate(n, mean, over=over, units=len(means), alpha=alpha)
     crossed = variance(by_item.values, by_item.clusters, unit) if by_item else None
-    found = seeds if crossed is None else replace(crossed, over_units=seeds.over_units, within=seeds.within)
-    half, half_seeds = found.margin(alpha), seeds.margin(alpha)
+    total = seeds if crossed is None else replace(crossed, over_units=seeds.over_units, within=seeds.within)
+    half, half_seeds = total.margin(alpha), seeds.margin(alpha)
     return Estimate(
         n,
         center,
         center - half,
         center + half,
-        sign_flip(means) if crossed is None and len(means) == n >= FEWEST else found.p_value(center),
-        found.detectable(alpha),
+        sign_flip(means) if crossed is None and len(means) == n >= FEWEST else total.p_value(center),
+        total.detectable(alpha),
         over=over if crossed is None else f"{over} × items",
         units=len(means),
         alpha=alpha,
         seeds_low=center - half_seeds,
         seeds_high=center + half_seeds,
-        equivalence=equivalent(center, found, margin) if margin else None,
+        equivalence=equivalent(center, total, margin) if margin else None,
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from kdbench import hashing
 from kdbench.board.record_page import record_page
 from kdbench.results import measured
-from kdbench.results.measured import dumps, path_of, seal
+from kdbench.results.measured import Measurement, path_of
 from kdbench.results.record import Record
 
 NOW: dict[str, Any] = {
@@ -39,16 +39,14 @@ def measurement(record: Record) -> str:
             "memory_bytes": 25_000_000,
         },
     }
-    return dumps(
-        seal(
-            {
-                **{name: getattr(record, name) for name in ("task", "scale", "group", "seed", "versions")},
-                **{"git": record.git.model_dump(), "hardware": record.hardware.model_dump()},
-                **{"student": None, "settings": [], "load": None, "busy": False, "arms": [arm]},
-                **dict.fromkeys(("started", "finished"), datetime.now(UTC)),
-            }
-        )
-    )
+    return Measurement.seal(
+        {
+            **{name: getattr(record, name) for name in ("task", "scale", "group", "seed", "versions")},
+            **{"git": record.git.model_dump(), "hardware": record.hardware.model_dump()},
+            **{"student": None, "settings": [], "load": None, "busy": False, "arms": [arm]},
+            **dict.fromkeys(("started", "finished"), datetime.now(UTC)),
+        }
+    ).text
 
 
 def test_a_page_shows_what_was_measured_and_no_other_time(

@@ -9,7 +9,7 @@ import pytest
 
 from kdbench.cli.main import entry
 from kdbench.engine import costs
-from kdbench.results.measured import read
+from kdbench.results.measured import Measurement
 
 
 def test_arms_are_measured_in_rounds(
@@ -19,7 +19,7 @@ def test_arms_are_measured_in_rounds(
     words = ["measure", "graph_classification", "method=alone", "--rounds", "2"]
     assert entry([*words, "--runs", str(tmp_path)]) == 0
     assert "step, ms" in capsys.readouterr().out
-    measurement = read(tmp_path / "measurements" / "graph_classification.json")
+    measurement = Measurement.read(tmp_path / "measurements" / "graph_classification.json")
     assert not measurement.busy and measurement.hardware.threads == 1
     (alone,) = measurement.arms
     assert alone.step and len(alone.step.rounds) == len(alone.forward_one.rounds) == 2

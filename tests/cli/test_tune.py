@@ -12,7 +12,7 @@ from kdbench.plan import cards
 from kdbench.plan.cards import own_card
 from kdbench.plan.config import from_json
 from kdbench.results import searches, store
-from kdbench.results.searches import read
+from kdbench.results.searches import Search
 
 SEARCH = "search: {optimizer.lr: [0.02, 0.0001], kd: {alpha: [0.3, 0.7]}}"
 
@@ -44,7 +44,7 @@ def test_a_search_ends_with_a_table_a_log_and_lines_that_the_card_takes(
     assert "val accuracy" in told.err and "test accuracy" not in told.err
     assert sorted(r.seed for r in store.read([runs])) == [1000] * 4 + [1001] * 4
 
-    log = read(logs / "searched" / "kd.json")
+    log = Search.read(logs / "searched" / "kd.json")
     assert [len(point.scores) for point in log.points] == [2] * 4
     by_options = {json.dumps(point.options, sort_keys=True): point.scores for point in log.points}
     for record in store.read([runs]):
@@ -57,7 +57,7 @@ def test_a_search_ends_with_a_table_a_log_and_lines_that_the_card_takes(
     task.write_text(f"{task.read_text()}\n{lines}\n")
     assert own_card(str(task)).methods["kd"]["optimizer.lr"] == 0.02
     assert out(capsys, *words, "--json").count('"digest"') == 1, "the same search, from the runs that are there"
-    assert read(logs / "searched" / "kd.json") == log
+    assert Search.read(logs / "searched" / "kd.json") == log
 
     monkeypatch.setattr(searches, "published", lambda: logs)
     out(capsys, "run", f"task={task}", "method=kd", "seed=5", "--no-baselines", "--runs", tmp_path / "after")

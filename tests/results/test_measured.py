@@ -13,7 +13,7 @@ from kdbench import hashing
 from kdbench.errors import DataError
 from kdbench.results import measured
 from kdbench.results.compare import compare
-from kdbench.results.measured import Times, dumps, of_record, path_of, read, seal
+from kdbench.results.measured import Measurement, Times, of_record, path_of
 from kdbench.results.record import Record
 
 HARDWARE = {"cpu": "c", "cores": 2, "threads": 1, "memory_bytes": 1, "accelerator": "none", "os": "o"}
@@ -60,18 +60,18 @@ def test_times_are_the_median_and_the_range_of_the_rounds() -> None:
 
 
 def test_a_measurement_is_read_back_and_a_changed_one_is_refused(make: Any, tmp_path: Path) -> None:
-    measurement, path = seal(fields(make("kd", 0))), tmp_path / "m.json"
-    path.write_text(dumps(measurement))
-    assert read(path) == measurement and measurement.arms[0].flops_per_example == 250
+    measurement, path = Measurement.seal(fields(make("kd", 0))), tmp_path / "m.json"
+    path.write_text(measurement.text)
+    assert Measurement.read(path) == measurement and measurement.arms[0].flops_per_example == 250
     content = json.loads(path.read_text())
     content["arms"][0]["forward_one"]["rounds"][0] = 0.1
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"m\.json: digest: "):
-        read(path)
+        Measurement.read(path)
     content["arms"][0]["step"]["rounds"] = []
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"m\.json: arms\.0\.step\.rounds: "):
-        read(path)
+        Measurement.read(path)
 
 
 def test_a_record_finds_the_costs_of_its_own_arm(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_a_record_finds_the_costs_of_its_own_arm(make: Any, tmp_path: Path, monk
     kd = make("kd", 3)
     path = path_of(tmp_path, kd.task, "gat")
     path.parent.mkdir(parents=True)
-    path.write_text(dumps(seal(fields(make("kd", 0)))))
+    path.write_text(Measurement.seal(fields(make("kd", 0))).text)
     arm = of_record(kd)
     assert arm is not None and arm.forward_one.median == 2.0
     assert of_record(make("alone", 3)) is None
@@ -91,7 +91,7 @@ def test_a_measurement_beside_the_runs_serves_them(make: Any, tmp_path: Path, mo
     kd = make("kd", 3)
     path = path_of(tmp_path / "measurements", kd.task)
     path.parent.mkdir(parents=True)
-    path.write_text(dumps(seal(fields(kd))))
+    path.write_text(Measurement.seal(fields(kd)).text)
     assert of_record(kd) is None
     assert of_record(kd.at(tmp_path / kd.task / "kd" / "0123" / "record.json")) is not None
     assert of_record(kd.at(tmp_path / "kd.json")) is None
@@ -107,7 +107,7 @@ def test_a_table_of_protocol_2_takes_costs_from_a_measurement_alone(
     assert row.parameters and (row.flops, row.latency_ms, row.train_seconds, row.peak_memory_bytes) == (None,) * 4
     path = path_of(tmp_path, runs[0].task, "gcn")
     path.parent.mkdir(parents=True)
-    path.write_text(dumps(seal(fields(runs[0]))))
+    path.write_text(Measurement.seal(fields(runs[0])).text)
     measured._of_group.cache_clear()
     (row,) = [row for row in compare(runs)[0].rows if row.method == "kd"]
     assert (row.flops, row.latency_ms, row.step_ms, row.train_seconds) == (250, 2.0, 20.0, 1.0)

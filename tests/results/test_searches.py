@@ -13,7 +13,7 @@ from kdbench.plan import cards
 from kdbench.plan.config import RunConfig, expand
 from kdbench.results import searches
 from kdbench.results.record import group_of
-from kdbench.results.searches import Point, best, budget, dumps, log_path, read, seal
+from kdbench.results.searches import Point, Search, best, budget, log_path
 from kdbench.results.select import matching
 
 CARD = """
@@ -69,29 +69,29 @@ def test_the_best_mean_is_chosen_the_first_of_several_and_none_with_a_failed_run
 
 
 def test_a_log_is_read_back_and_a_changed_one_is_refused(tmp_path: Path) -> None:
-    log = seal(fields(run_of(tmp_path, "method=kd")))
+    log = Search.seal(fields(run_of(tmp_path, "method=kd")))
     path = tmp_path / "kd.json"
-    path.write_text(dumps(log))
-    assert read(path) == log
+    path.write_text(log.text)
+    assert Search.read(path) == log
     content = json.loads(path.read_text())
     content["points"][0]["scores"][0] = 0.55
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"kd\.json: digest: "):
-        read(path)
+        Search.read(path)
     content["points"][0]["scores"][0] = 0.95
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="not the point of the best mean"):
-        read(path)
+        Search.read(path)
 
 
 def test_a_run_names_the_published_log_that_chose_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searches, "published", lambda: tmp_path / "search")
     config = run_of(tmp_path, "method=kd", "seed=4")
     assert budget(config) is None
-    log = seal(fields(config))
+    log = Search.seal(fields(config))
     path = log_path(tmp_path / "search", config.task, "kd")
     path.parent.mkdir(parents=True)
-    path.write_text(dumps(log))
+    path.write_text(log.text)
     named = {"points": 3, "seeds": [1000, 1001], "sha256": log.digest}
     assert budget(config) == named
     assert budget(run_of(tmp_path, "method=kd", "control=shuffled_teacher", "method.temperature=2")) == named
